@@ -1,0 +1,208 @@
+"""The errors, each with a stable code and a message that names the value, the rule and the remedy.
+
+The class says what the caller decides: ``PermanentError`` ends the job or refuses the message, ``TemporaryError``
+hands it back for later, ``UsageError`` is for the person at the terminal. Codes appear in ``analysis.failed`` events,
+dead letters and HTTP replies; one once published never changes its meaning.
+"""
+
+from typing import ClassVar
+
+
+class ArchaeologistError(Exception):
+    """Base of all: ``code`` is stable, ``str(error)`` is the sentence for people."""
+
+    code: ClassVar[str] = "internal_error"
+
+
+class PermanentError(ArchaeologistError):
+    """Trying again gives the same; the message is refused or the job fails."""
+
+
+class TemporaryError(ArchaeologistError):
+    """Trying again later may succeed."""
+
+
+class UsageError(ArchaeologistError):
+    """The command line or a setting is wrong; exit code 2."""
+
+    code = "usage"
+
+
+# Messages.
+
+
+class MessageMalformed(PermanentError):
+    """The body is not JSON, too large or too deeply nested."""
+
+    code = "message_malformed"
+
+
+class MessageInvalid(PermanentError):
+    """JSON, but a field is missing, has the wrong type or breaks a rule."""
+
+    code = "message_invalid"
+
+
+class JobTypeUnknown(PermanentError):
+    """``job_type`` is none of the known ones."""
+
+    code = "job_type_unknown"
+
+
+class StepUnknown(PermanentError):
+    """Neither message, folder name nor trainer_state.json gives the step."""
+
+    code = "step_unknown"
+
+
+class PathOutsideRoot(PermanentError):
+    """A resolved path lies under none of the allowed roots."""
+
+    code = "path_outside_root"
+
+
+class ReferenceUnavailable(PermanentError):
+    """An explicitly named reference is not there."""
+
+    code = "reference_unavailable"
+
+
+class QueueFull(PermanentError):
+    """The queue's hard ceiling is reached."""
+
+    code = "queue_full"
+
+
+# Checkpoints.
+
+
+class CheckpointError(PermanentError):
+    """A checkpoint cannot be read."""
+
+    code = "checkpoint_unreadable"
+
+
+class CheckpointMissing(CheckpointError):
+    """The folder or file is not there."""
+
+    code = "checkpoint_missing"
+
+
+class CheckpointEmpty(CheckpointError):
+    """The folder holds no weights."""
+
+    code = "checkpoint_empty"
+
+
+class CheckpointFormatUnsupported(CheckpointError):
+    """The folder holds weights in a format that is not read."""
+
+    code = "checkpoint_format_unsupported"
+
+
+class ShardMissing(CheckpointError):
+    """The index names a file that is not there."""
+
+    code = "shard_missing"
+
+
+class IndexInvalid(CheckpointError):
+    """The index of a sharded checkpoint is not what it must be."""
+
+    code = "index_invalid"
+
+
+class HeaderInvalid(CheckpointError):
+    """A safetensors header is truncated, too large, not JSON, or contradicts the file."""
+
+    code = "header_invalid"
+
+
+class DtypeUnsupported(CheckpointError):
+    """A tensor's dtype is not one that is read."""
+
+    code = "dtype_unsupported"
+
+
+class CheckpointChanged(CheckpointError):
+    """The checkpoint's bytes are no longer those that the job was made for."""
+
+    code = "checkpoint_changed"
+
+
+class NothingComparable(CheckpointError):
+    """Target and reference share no tensor of the same shape."""
+
+    code = "nothing_comparable"
+
+
+# Jobs.
+
+
+class ArtifactUnwritable(PermanentError):
+    """The artifact's disk is full or read-only, or its folder forbidden."""
+
+    code = "artifact_unwritable"
+
+
+class ArtifactInvalid(PermanentError):
+    """A file that should be an artifact does not decode as one."""
+
+    code = "artifact_invalid"
+
+
+class JobTimedOut(PermanentError):
+    """The job ran longer than its limit."""
+
+    code = "job_timed_out"
+
+
+class JobCrashed(PermanentError):
+    """The child process died: a signal, an exit code, no outcome."""
+
+    code = "job_crashed"
+
+
+class WorkerLost(PermanentError):
+    """Three workers died while they ran the job."""
+
+    code = "worker_lost"
+
+
+class JobUnknown(PermanentError):
+    """No job or request has this id."""
+
+    code = "job_unknown"
+
+
+# Bus and settings.
+
+
+class BusUnavailable(TemporaryError):
+    """No server, no JetStream, or not allowed."""
+
+    code = "bus_unavailable"
+
+
+class TopologyMissing(TemporaryError):
+    """A stream, consumer or bucket is not there."""
+
+    code = "topology_missing"
+
+
+class TopologyConflict(PermanentError):
+    """A stream exists with settings that cannot be changed to ours."""
+
+    code = "topology_conflict"
+
+
+class SettingInvalid(UsageError):
+    """A setting's name or value is wrong."""
+
+    code = "setting_invalid"
+
+
+class InternalError(PermanentError):
+    """A defect of ours."""
+
+    code = "internal_error"

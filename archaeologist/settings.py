@@ -1,0 +1,283 @@
+"""The settings: one TOML file, overridden by ``ARCHAEOLOGIST_*`` variables, overridden by options.
+
+``load`` is called once by the command line. A wrong key or value is a ``SettingInvalid`` that names it. This module
+covers names, defaults and validation; what a setting does is said where it is used.
+"""
+
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from archaeologist.errors import SettingInvalid
+from contracts.messages import NAME_PATTERN, JobType, ReferencePolicy
+
+PREFIX: Final = "ARCHAEOLOGIST_"
+SHORT_FORMS: Final = {"ARCHAEOLOGIST_NATS_URL": ("bus", "url"), "ARCHAEOLOGIST_ROOT": ("root",)}
+NOT_SETTINGS: Final = frozenset({"ARCHAEOLOGIST_CONFIG"})
+SEARCH_PATH: Final = (Path("archaeologist.toml"), Path("/etc/archaeologist/archaeologist.toml"))
+
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+Fraction = Annotated[float, Meta(gt=0, le=1)]
+
+
+class BusSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to reach the bus."""
+
+    url: str = "nats://127.0.0.1:4222"
+    """One address or several with commas."""
+    credentials: str | None = None
+    """Path of a ``.creds`` file."""
+    nkey_seed: str | None = None
+    """Path of a file that holds an nkey seed."""
+    user: str | None = None
+    password: str | None = None
+    token: str | None = None
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    inbox_prefix: str = "_INBOX"
+    connect_timeout_seconds: Seconds = 5.0
+    replicas: Annotated[int, Meta(ge=1, le=5)] = 1
+    """Copies of each stream in a cluster."""
+
+
+class PathMapping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"source": "from"}):
+    """Rewrites a path prefix of a trainer on another machine: ``from``, ``to``."""
+
+    source: str
+    to: str
+
+
+class BestReference(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which checkpoint is the best one."""
+
+    metric: str = "eval_loss"
+    mode: Literal["min", "max"] = "min"
+
+
+class PolicySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which saved checkpoints are analysed, and against what."""
+
+    automatic: bool = True
+    """False: on demand only."""
+    every: Positive = 5
+    on_level_up: bool = True
+    level_up_step: Fraction = 0.1
+    """A skill whose best score crosses the next multiple of this is a level-up."""
+    reference: ReferencePolicy = "previous"
+    best: BestReference = BestReference()
+    base: str | None = None
+    """Path of the base checkpoint, for reference ``base``."""
+    compute_activations: bool = True
+
+
+class CampaignSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A campaign's overrides of the policy, under ``[campaigns."hero/campaign"]`` or ``[campaigns.hero]``."""
+
+    automatic: bool | None = None
+    every: Positive | None = None
+    on_level_up: bool | None = None
+    level_up_step: Fraction | None = None
+    reference: ReferencePolicy | None = None
+    best: BestReference | None = None
+    base: str | None = None
+    compute_activations: bool | None = None
+
+
+class PinSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Hard links that keep a checkpoint's bytes while they are needed."""
+
+    enabled: bool = True
+    when_impossible: Literal["read_in_place", "refuse"] = "read_in_place"
+
+
+class JobTypeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits of one job type."""
+
+    time_limit_seconds: Seconds
+    max_running: Positive
+    """Running at once on this machine."""
+    max_running_cluster: Positive = 100
+    max_pending: Positive
+    when_full: Literal["allow", "warn", "reject"]
+
+
+class JobsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits and times in the life of a job."""
+
+    layer_stats: JobTypeSettings = JobTypeSettings(
+        time_limit_seconds=1800, max_running=1, max_pending=10, when_full="warn"
+    )
+    layer_drift: JobTypeSettings = JobTypeSettings(
+        time_limit_seconds=600, max_running=2, max_pending=20, when_full="allow"
+    )
+    lease_seconds: Seconds = 120.0
+    """Without a heartbeat for this long a job goes to another worker."""
+    heartbeat_seconds: Seconds = 30.0
+    grace_seconds: Seconds = 60.0
+    """On SIGTERM a running job may finish for this long; then it is handed back."""
+    kill_after_seconds: Seconds = 20.0
+    """From SIGTERM to SIGKILL of a child."""
+    poll_seconds: Seconds = 2.0
+    max_lost_workers: Positive = 3
+    low_after: Positive = 4
+    """One job of a lower priority is served after this many of higher ones."""
+    retry_delay_seconds: Seconds = 30.0
+
+    def of(self, job_type: JobType) -> JobTypeSettings:
+        """Limits of a job type."""
+        limits: JobTypeSettings = getattr(self, job_type)
+        return limits
+
+
+class WorkerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """This machine as a worker."""
+
+    name: Annotated[str, Meta(pattern=NAME_PATTERN, max_length=128)] = field(
+        default_factory=lambda: re.sub(r"[^A-Za-z0-9._-]+|\.\.+", "-", socket.gethostname()).strip("-.")[:128] or "worker"
+    )
+    roles: tuple[str, ...] = ("analytics",)
+    threads: Annotated[int, Meta(ge=0)] = 0
+    """Threads of a child; 0: one for each core."""
+    drop_page_cache: bool = False
+    """Give the page cache of what was read back to the machine."""
+
+
+class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the log looks."""
+
+    format: Literal["auto", "json", "console"] = "auto"
+    """auto: readable on a terminal, JSON elsewhere."""
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings. Paths are as written; ``root_path`` and ``allowed_roots`` are resolved."""
+
+    root: str = "."
+    """The folder that holds ``campaigns/``."""
+    allowed: tuple[str, ...] = ()
+    """More folders from which checkpoints may be read."""
+    bus: BusSettings = BusSettings()
+    paths: tuple[PathMapping, ...] = ()
+    policy: PolicySettings = PolicySettings()
+    campaigns: dict[str, CampaignSettings] = {}
+    pins: PinSettings = PinSettings()
+    jobs: JobsSettings = JobsSettings()
+    worker: WorkerSettings = field(default_factory=WorkerSettings)
+    log: LogSettings = LogSettings()
+
+    @property
+    def root_path(self) -> Path:
+        """The root, absolute and resolved."""
+        return Path(self.root).expanduser().resolve()
+
+    @property
+    def state_path(self) -> Path:
+        """Our own state: embedded bus store, caches, locks."""
+        return self.root_path / ".archaeologist"
+
+    @property
+    def allowed_roots(self) -> tuple[Path, ...]:
+        """Folders under which every path from the bus or HTTP must lie."""
+        return (self.root_path, *(Path(folder).expanduser().resolve() for folder in self.allowed))
+
+    def policy_for(self, hero_id: str, campaign_id: str) -> PolicySettings:
+        """The policy with the hero's and then the campaign's overrides."""
+        policy = self.policy
+        for key in (hero_id, f"{hero_id}/{campaign_id}"):
+            if overrides := self.campaigns.get(key):
+                values = msgspec.structs.asdict(overrides).items()
+                policy = msgspec.structs.replace(policy, **{name: value for name, value in values if value is not None})
+        return policy
+
+
+def find_file(explicit: str | Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The settings file: the option, ``ARCHAEOLOGIST_CONFIG``, else the first of the search path that exists.
+
+    Raises:
+        SettingInvalid: A file that was named is not there.
+    """
+    named = explicit or environ.get("ARCHAEOLOGIST_CONFIG")
+    if named is None:
+        return next((path for path in SEARCH_PATH if path.is_file()), None)
+    path = Path(named)
+    if not path.is_file():
+        msg = f"settings file {str(path)!r} is not there; name an existing TOML file or leave --config out"
+        raise SettingInvalid(msg)
+    return path
+
+
+def load(
+    *,
+    config: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """The settings in force.
+
+    Args:
+        config: The ``--config`` option.
+        overrides: Options by dotted name, ``{"bus.url": …}``; None values are ignored.
+        environ: The environment; the process's own by default.
+
+    Raises:
+        SettingInvalid: An unknown key or a wrong value, named with where it was found.
+    """
+    environ = os.environ if environ is None else environ
+    path = find_file(config, environ)
+    values = _read_toml(path) if path else {}
+    _check(values, where=str(path))
+    for keys, value, variable in _from_environment(environ):
+        _put(values, keys, value)
+        _check(values, where=variable)
+    for name, value in (overrides or {}).items():
+        if value is not None:
+            _put(values, tuple(name.split(".")), value)
+            _check(values, where=f"option for {name}")
+    return _check(values, where="settings")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        msg = f"settings file {str(path)!r} cannot be read as TOML: {error}"
+        raise SettingInvalid(msg) from error
+
+
+def _from_environment(environ: Mapping[str, str]) -> list[tuple[tuple[str, ...], str, str]]:
+    found = []
+    for variable, value in sorted(environ.items()):
+        if variable in SHORT_FORMS:
+            found.append((SHORT_FORMS[variable], value, variable))
+        elif variable.startswith(PREFIX) and variable not in NOT_SETTINGS:
+            found.append((tuple(variable.removeprefix(PREFIX).lower().split("__")), value, variable))
+    return found
+
+
+def _put(values: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
+    for key in keys[:-1]:
+        nested = values.setdefault(key, {})
+        if not isinstance(nested, dict):
+            msg = f"setting {'.'.join(keys)!r}: {key!r} is a value, not a table"
+            raise SettingInvalid(msg)
+        values = nested
+    values[keys[-1]] = value
+
+
+def _check(values: dict[str, Any], *, where: str) -> Settings:
+    try:
+        # Lax, because an environment variable is text: "1" for 1, "true" for true.
+        return msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        msg = f"setting in {where}: {error}; see docs/settings.md for the known names and values"
+        raise SettingInvalid(msg) from error

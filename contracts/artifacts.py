@@ -1,0 +1,305 @@
+"""The artifacts: what an analysis found, as JSON files in a campaign's folder.
+
+Field names of the specification are kept as they are; everything more is an added field. A statistic is
+``float | None``: null where it is not finite or not defined, beside a count of the values that caused it. Statistics
+accumulate in float64 from the stored values; definitions and sources are in docs/statistics.md.
+"""
+
+from typing import Final
+
+from msgspec import Struct
+
+ARTIFACT_VERSION: Final = 1
+
+PERCENTILES: Final = (1, 5, 25, 50, 75, 95, 99)
+"""The percentiles of a distribution in percent, in the order of its ``percentile_*`` fields."""
+
+
+class TensorWeights(Struct, frozen=True, kw_only=True):
+    """Weight health of one tensor. Statistics cover the finite values; the others are counted."""
+
+    dtype: str
+    """As stored: ``BF16``, ``F16``, ``F32``."""
+    shape: tuple[int, ...]
+    l2: float | None = None
+    rms: float | None = None
+    absmax: float | None = None
+    min: float | None = None
+    max: float | None = None
+    mean: float | None = None
+    std: float | None = None
+    """Population standard deviation."""
+    kurtosis: float | None = None
+    """Excess kurtosis: 0 for a normal distribution."""
+    percentile_1: float | None = None
+    percentile_5: float | None = None
+    percentile_25: float | None = None
+    percentile_50: float | None = None
+    percentile_75: float | None = None
+    percentile_95: float | None = None
+    percentile_99: float | None = None
+    zero_fraction: float | None = None
+    """Share of values that are 0 or -0."""
+    nan_count: int = 0
+    inf_count: int = 0
+    dead_rows: int | None = None
+    """Rows of a matrix whose norm is below 1e-6 of the median row's; null for what is not a matrix."""
+    dead_columns: int | None = None
+    growth: float | None = None
+    """``l2`` over the reference's, minus 1; null without a reference or where the reference is 0."""
+
+
+class LayerWeightStats(Struct, frozen=True, kw_only=True):
+    """Weight statistics of one block: the specification's fields, the block as a whole, each tensor."""
+
+    name: str
+    layer_type: str
+    """transformer_block, embedding, norm, output or other."""
+    weight_norms: dict[str, float | None] = {}
+    """L2 norm of each weight, by its name within the block."""
+    bias_norms: dict[str, float | None] = {}
+    param_count: int = 0
+    l2: float | None = None
+    """Root of the sum of squares over the block's tensors."""
+    growth: float | None = None
+    nan_count: int = 0
+    inf_count: int = 0
+    tensors: dict[str, TensorWeights] = {}
+
+
+class GlobalWeightStats(Struct, frozen=True, kw_only=True):
+    """Norms over all tensors. The last four fields are the specification's and always null here."""
+
+    avg_weight_norm: float | None = None
+    max_weight_norm: float | None = None
+    min_weight_norm: float | None = None
+    avg_drift_l2: float | None = None
+    max_drift_l2: float | None = None
+    most_changed_layer: str | None = None
+    least_changed_layer: str | None = None
+    l2: float | None = None
+    """Norm of all parameters together, each counted once."""
+    param_count: int = 0
+    nan_count: int = 0
+    inf_count: int = 0
+
+
+class LayerActivationStats(Struct, frozen=True, kw_only=True):
+    """Activation statistics of one block's output over the probes."""
+
+    name: str
+    mean: float | None = None
+    std: float | None = None
+    max: float | None = None
+    min: float | None = None
+    percentile_1: float | None = None
+    percentile_99: float | None = None
+    zero_fraction: float | None = None
+
+
+class ProbeInfo(Struct, frozen=True, kw_only=True):
+    """The probes that were run."""
+
+    dataset_id: str
+    num_sequences: int
+    total_tokens: int
+    source_file: str
+
+
+class TensorDrift(Struct, frozen=True, kw_only=True):
+    """Drift of one tensor against the reference. Sums cover the pairs in which both values are finite."""
+
+    l2: float | None = None
+    relative_l2: float | None = None
+    """``l2`` over the reference's norm; null where that is 0."""
+    cosine: float | None = None
+    """Null where either side is all zero."""
+    one_minus_cosine: float | None = None
+    """From the norms, in a form that keeps its digits near 0."""
+    changed_fraction: float | None = None
+    """Share of values whose bits differ; where the dtypes differ, whose values differ."""
+    below_resolution: bool | None = None
+    """True: fewer than half of the values moved, so rounding dominates the drift. Null for an empty tensor."""
+    sign_flips: int = 0
+    """Values that went from one strict sign to the other."""
+    max_change: float | None = None
+    """Largest absolute change of one value."""
+    nonfinite_pairs: int = 0
+    """Pairs left out because a side is NaN or infinite."""
+
+
+class LayerDriftStats(Struct, frozen=True, kw_only=True):
+    """Drift of one block: the specification's fields, the block as a whole, each tensor."""
+
+    name: str
+    weight_l2: dict[str, float | None] = {}
+    weight_cosine: dict[str, float | None] = {}
+    total_l2: float | None = None
+    """Sum of the tensors' L2, as in the specification. It favours blocks with more tensors: see ``relative_l2``."""
+    total_cosine: float | None = None
+    """Mean of the tensors' cosines, as in the specification."""
+    l2: float | None = None
+    relative_l2: float | None = None
+    cosine: float | None = None
+    one_minus_cosine: float | None = None
+    changed_fraction: float | None = None
+    below_resolution: bool | None = None
+    sign_flips: int = 0
+    max_change: float | None = None
+    nonfinite_pairs: int = 0
+    tensors: dict[str, TensorDrift] = {}
+
+
+class GlobalDriftStats(Struct, frozen=True, kw_only=True):
+    """Drift over all tensors and blocks. ``avg`` and ``max`` are over tensors, the layers follow ``total_l2``."""
+
+    avg_drift_l2: float | None = None
+    max_drift_l2: float | None = None
+    most_changed_layer: str | None = None
+    least_changed_layer: str | None = None
+    most_changed_layer_relative: str | None = None
+    least_changed_layer_relative: str | None = None
+    l2: float | None = None
+    relative_l2: float | None = None
+    cosine: float | None = None
+    one_minus_cosine: float | None = None
+    changed_fraction: float | None = None
+    blocks_below_resolution: int = 0
+    blocks: int = 0
+
+
+class Coverage(Struct, frozen=True, kw_only=True):
+    """How much of a checkpoint was read, of what its index lists."""
+
+    tensors_listed: int
+    tensors_read: int
+    bytes_listed: int
+    bytes_read: int
+    skipped: dict[str, str] = {}
+    """Tensors left out, each with the reason."""
+    tied: dict[str, str] = {}
+    """Tensors equal to another one, counted once: the tied name and the name it was counted under."""
+    untied: tuple[str, ...] = ()
+    """Heads whose configuration says tied but whose bytes differ from the embedding's; both are counted."""
+
+
+class Comparison(Struct, frozen=True, kw_only=True):
+    """Which tensors of target and reference were compared."""
+
+    compared: int
+    only_in_target: tuple[str, ...] = ()
+    only_in_reference: tuple[str, ...] = ()
+    shape_differs: dict[str, str] = {}
+    """Name → "target shape against reference shape"."""
+    dtype_differs: dict[str, str] = {}
+    """Compared all the same, by value."""
+
+
+class SketchInfo(Struct, frozen=True, kw_only=True):
+    """The target's stored sketch; two sketches compare only when version, seed and width are equal."""
+
+    version: int
+    seed: int
+    width: int
+    path: str
+
+
+class Versions(Struct, frozen=True, kw_only=True):
+    """What computed the artifact."""
+
+    archaeologist: str
+    python: str
+    numpy: str | None = None
+    numba: str | None = None
+    torch: str | None = None
+    transformers: str | None = None
+
+
+class LayerStats(Struct, frozen=True, kw_only=True):
+    """Result of a ``layer_stats`` job: ``layer_stats/ckpt-{step:06d}.layer_stats.json``."""
+
+    version: int = ARTIFACT_VERSION
+    campaign_id: str
+    hero_id: str
+    checkpoint_path: str
+    checkpoint_step: int
+    model_ref: str = ""
+    created_at: str
+
+    weight_stats: dict[str, LayerWeightStats] = {}
+    """By block, from the embedding to the head."""
+    global_weight_stats: GlobalWeightStats
+    activation_stats: dict[str, LayerActivationStats] = {}
+    probe_info: ProbeInfo | None = None
+    drift_stats: dict[str, LayerDriftStats] = {}
+    reference_checkpoint_path: str | None = None
+    global_drift_stats: GlobalDriftStats | None = None
+    compute_duration_sec: float = 0.0
+    device: str = "cpu"
+
+    job_key: str
+    job_id: str
+    reference_checkpoint_step: int | None = None
+    fingerprint: str
+    reference_fingerprint: str | None = None
+    architecture: str | None = None
+    """First of the ``architectures`` in the checkpoint's config.json."""
+    coverage: Coverage
+    reference_coverage: Coverage | None = None
+    comparison: Comparison | None = None
+    sketch: SketchInfo | None = None
+    not_computed: dict[str, str] = {}
+    """What was asked for and is missing: the name of the part and why, ``{"activations": "…"}`` for instance."""
+    warnings: tuple[str, ...] = ()
+    worker: str | None = None
+    versions: Versions
+    timings: dict[str, float] = {}
+    """Seconds by stage."""
+
+
+class BlockDrift(Struct, frozen=True, kw_only=True):
+    """A block in the specification's ``layer_drift`` map."""
+
+    l2_total: float | None = None
+    params: dict[str, float | None] = {}
+    """L2 by the tensor's full name."""
+
+
+class LayerDrift(Struct, frozen=True, kw_only=True):
+    """Result of a ``layer_drift`` job: ``layer_drift/drift-{base:06d}-to-{target:06d}.json``."""
+
+    version: int = ARTIFACT_VERSION
+    success: bool = True
+    campaign_id: str
+    hero_id: str
+    base_checkpoint: str
+    target_checkpoint: str
+    base_checkpoint_step: int
+    target_checkpoint_step: int
+    created_at: str
+    metrics: tuple[str, ...]
+
+    layer_drift: dict[str, BlockDrift] = {}
+    avg_drift_l2: float | None = None
+    max_drift_l2: float | None = None
+    most_changed_layer: str | None = None
+    least_changed_layer: str | None = None
+    drift_stats: dict[str, LayerDriftStats] = {}
+    global_drift_stats: GlobalDriftStats
+    compute_duration_sec: float = 0.0
+    device: str = "cpu"
+
+    job_key: str
+    job_id: str
+    base_fingerprint: str
+    target_fingerprint: str
+    base_coverage: Coverage
+    target_coverage: Coverage
+    comparison: Comparison
+    warnings: tuple[str, ...] = ()
+    worker: str | None = None
+    versions: Versions
+    timings: dict[str, float] = {}
+
+
+Artifact = LayerStats | LayerDrift

@@ -1,0 +1,96 @@
+"""The records in the key-value buckets: what decides the life of a job, and what a campaign has seen.
+
+Every change of a record is a compare-and-set on its revision. The record decides; acks and events only follow.
+"""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from contracts.messages import EventError, Job, JobKey, RequestId
+
+JobState = Literal["queued", "running", "done", "failed", "cancelled"]
+RequestState = Literal["received", "accepted", "refused", "skipped"]
+
+FINISHED: frozenset[JobState] = frozenset({"done", "failed", "cancelled"})
+
+
+class JobRecord(Struct, frozen=True, kw_only=True):
+    """The life of one job, in bucket ``archaeologist_jobs`` under its key."""
+
+    job: Job
+    state: JobState
+    request_ids: tuple[RequestId, ...] = ()
+    """Requests that asked for this job, the first 100."""
+    claim: int = 0
+    """Counts claims; a worker whose number is no longer this one has lost the job."""
+    owner: str | None = None
+    """The worker process that claimed it last: name and incarnation."""
+    attempt: int = 0
+    """Runs that ended by the job's own doing."""
+    lost_workers: int = 0
+    """Runs that ended by a worker's death."""
+    queued_at: str
+    started_at: str | None = None
+    finished_at: str | None = None
+    cancelled_by: str | None = None
+    """Set while running: a request to stop; set when cancelled: who asked."""
+    device: str | None = None
+    artifact_path: str | None = None
+    artifact_sha256: str | None = None
+    sketch_path: str | None = None
+    has_activations: bool = False
+    has_drift: bool = False
+    most_changed_layer: str | None = None
+    most_changed_layer_relative: str | None = None
+    duration_sec: float | None = None
+    findings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    error: EventError | None = None
+    event_sequence: int | None = None
+    """Sequence of the terminal event in BATTLE_LOG; null: not yet published."""
+
+
+class RequestRecord(Struct, frozen=True, kw_only=True):
+    """What became of one request, in bucket ``archaeologist_requests`` under its id."""
+
+    request_id: RequestId
+    state: RequestState
+    job_key: JobKey | None = None
+    error: EventError | None = None
+    reason: str | None = None
+    """Why a checkpoint was skipped by the sampling policy."""
+    at: str
+
+
+class SeenCheckpoint(Struct, frozen=True, kw_only=True):
+    """A checkpoint that a trainer announced or a job analysed."""
+
+    step: int
+    path: str
+    """Resolved, on this machine."""
+    ordinal: int | None = None
+    """Its place among the distinct checkpoints announced, from 0; null: only ever requested by hand."""
+    metrics: dict[str, float | None] = {}
+    skills: dict[str, float] = {}
+    level: int | None = None
+    level_up: str | None = None
+    """The reason, where this checkpoint was a level-up."""
+    model_ref: str | None = None
+    job_key: JobKey | None = None
+    """The latest layer_stats job made for it."""
+    state: Literal["seen", "admitted", "analysed", "failed"] = "seen"
+
+
+class CampaignRecord(Struct, frozen=True, kw_only=True):
+    """What a campaign has seen, in bucket ``archaeologist_campaigns`` under ``{hero}/{campaign}/record``."""
+
+    hero_id: str
+    campaign_id: str
+    announced: int = 0
+    """Distinct checkpoints announced so far."""
+    checkpoints: tuple[SeenCheckpoint, ...] = ()
+    """By step, the newest 1000 and whatever a policy still needs."""
+    best_scores: dict[str, float] = {}
+    """The best score of each skill so far."""
+    level: int | None = None
