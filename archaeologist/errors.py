@@ -61,6 +61,12 @@ class PathOutsideRoot(PermanentError):
     code = "path_outside_root"
 
 
+class RequestIdReused(PermanentError):
+    """Two different requests carry one id."""
+
+    code = "request_id_reused"
+
+
 class ReferenceUnavailable(PermanentError):
     """An explicitly named reference is not there."""
 

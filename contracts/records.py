@@ -26,6 +26,10 @@ class JobRecord(Struct, frozen=True, kw_only=True):
     """Counts claims; a worker whose number is no longer this one has lost the job."""
     owner: str | None = None
     """The worker process that claimed it last: name and incarnation."""
+    token: int | None = None
+    """Sequence of the queue message that the claim rests on."""
+    heartbeat_at: str | None = None
+    """When the owner last said that it is alive."""
     attempt: int = 0
     """Runs that ended by the job's own doing."""
     lost_workers: int = 0
@@ -58,6 +62,8 @@ class RequestRecord(Struct, frozen=True, kw_only=True):
     state: RequestState
     job_key: JobKey | None = None
     error: EventError | None = None
+    digest: str | None = None
+    """SHA-256 of the message: one id cannot stand for two requests."""
     reason: str | None = None
     """Why a checkpoint was skipped by the sampling policy."""
     at: str

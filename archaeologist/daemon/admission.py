@@ -1,0 +1,309 @@
+"""From a valid request to one job on the queue: what is compared, its key, its record, its message.
+
+Every step can be repeated: a request that comes twice, or whose intake died in the middle, ends in the same job. The
+record in the bucket decides what there is; the queue's message is only a token for it.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import structlog
+from msgspec.structs import replace
+
+from archaeologist.artifacts.paths import CampaignFolder
+from archaeologist.bus.queue import JobQueue
+from archaeologist.bus.records import Records
+from archaeologist.daemon import lifecycle, locating, policy
+from archaeologist.daemon.lifecycle import stamp
+from archaeologist.errors import ArchaeologistError, PermanentError, QueueFull, ReferenceUnavailable
+from archaeologist.jobs import job_key
+from archaeologist.paths import resolve_under
+from archaeologist.settings import PolicySettings, Settings
+from contracts import subjects
+from contracts.messages import AnalysisRequested, DriftMetric, Job, JobOptions, RequestId, Side
+from contracts.records import FINISHED, CampaignRecord, JobRecord, RequestRecord, SeenCheckpoint
+
+log = structlog.get_logger(__name__)
+
+OCCUPIED_RETRY_SECONDS: Final = 0.2
+OCCUPIED_TRIES: Final = 50
+
+
+class Reference(NamedTuple):
+    """What a job compares with, if anything."""
+
+    side: Side | None = None
+    is_explicit: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Books:
+    """The buckets and the queue: the daemon's memory."""
+
+    jobs: Records[JobRecord]
+    requests: Records[RequestRecord]
+    campaigns: Records[CampaignRecord]
+    queue: JobQueue
+
+
+class Admission:
+    """Makes jobs of requests."""
+
+    def __init__(self, books: Books, settings: Settings) -> None:
+        self._books = books
+        self._settings = settings
+
+    async def admit(self, request: AnalysisRequested, *, request_id: RequestId, received: Any) -> JobRecord:
+        """The record of the request's job, new or joined, with its message on the queue.
+
+        Raises:
+            PermanentError: The request is inadmissible; nothing was queued.
+        """
+        folder = CampaignFolder.of(self._settings.root_path, request.hero_id, request.campaign_id)
+        job = await self._job(request, folder, request_id=request_id, received=received)
+        record = await self._record(job, request_id=request_id, force=request.force)
+        if job.job_type == "layer_stats":
+            await self._mark_admitted(record.job)
+        return record
+
+    async def _job(
+        self, request: AnalysisRequested, folder: CampaignFolder, *, request_id: RequestId, received: Any
+    ) -> Job:
+        is_drift = request.job_type == "layer_drift"
+        path = request.target_checkpoint_path if is_drift else request.checkpoint_path
+        step = request.target_checkpoint_step if is_drift else request.checkpoint_step
+        target = await asyncio.to_thread(self._locate, folder, path, step)
+        chosen = await self._reference(request, folder, target.side)
+        options = self._options(request, has_reference=chosen.side is not None)
+        key = job_key(
+            job_type=request.job_type,
+            hero_id=request.hero_id,
+            campaign_id=request.campaign_id,
+            target=target.side,
+            reference=chosen.side,
+            options=options,
+        )
+        return Job(
+            job_key=key,
+            job_id=request_id,
+            job_type=request.job_type,
+            priority=request.priority,
+            hero_id=request.hero_id,
+            campaign_id=request.campaign_id,
+            target=target.side,
+            reference=chosen.side,
+            reference_is_explicit=chosen.is_explicit,
+            options=options,
+            created_at=stamp(datetime.now(UTC)),
+            request=received if isinstance(received, dict) else {},
+            notes=(*target.notes, *chosen.notes),
+        )
+
+    def _locate(self, folder: CampaignFolder, path: str | None, step: int | None) -> locating.Located:
+        """Blocking: resolve, read the index, fingerprint, pin."""
+        found, known_step = locating.resolve(self._settings, folder, path=path, step=step)
+        side = locating.examine(found, known_step, settings=self._settings)
+        return locating.pinned(side, folder, settings=self._settings)
+
+    def _options(self, request: AnalysisRequested, *, has_reference: bool) -> JobOptions:
+        metrics: tuple[DriftMetric, ...] = tuple(sorted(set(request.metrics or ("l2", "cosine"))))
+        output = request.output_path
+        if output is not None:
+            output = str(resolve_under(Path(locating.mapped(output, self._settings.paths)), self._settings.allowed_roots))
+        is_drift = request.job_type == "layer_drift"
+        return JobOptions(
+            compute_activations=request.compute_activations and not is_drift,
+            compute_drift=has_reference,
+            probe_dataset=request.probe_dataset,
+            max_probe_tokens=request.max_probe_tokens,
+            model_ref=request.model_ref,
+            metrics=metrics,
+            output_path=output,
+        )
+
+    # The reference.
+
+    async def _reference(self, request: AnalysisRequested, folder: CampaignFolder, target: Side) -> Reference:
+        if request.job_type == "layer_drift":
+            return await self._named(folder, request.base_checkpoint_path, request.base_checkpoint_step)
+        if request.compute_drift is False:
+            return Reference()
+        if request.reference_checkpoint_path is not None or request.reference_checkpoint_step is not None:
+            return await self._named(folder, request.reference_checkpoint_path, request.reference_checkpoint_step)
+        rules = self._settings.policy_for(request.hero_id, request.campaign_id)
+        which = request.reference or rules.reference
+        if which == "none":
+            return Reference()
+        if which == "base":
+            return await self._base(folder, rules)
+        return await self._remembered(folder, rules, target=target, which=which)
+
+    async def _named(self, folder: CampaignFolder, path: str | None, step: int | None) -> Reference:
+        """A reference that the request names: it must be there, on disk or still pinned."""
+        try:
+            located = await asyncio.to_thread(self._locate, folder, path, step)
+        except PermanentError as error:
+            if path is None and step is not None and (held := await self._held(folder, step)):
+                return Reference(held, is_explicit=True)
+            msg = f"reference: {error}"
+            raise ReferenceUnavailable(msg) from error
+        return Reference(located.side, is_explicit=True, notes=located.notes)
+
+    async def _held(self, folder: CampaignFolder, step: int) -> Side | None:
+        """An analysed checkpoint that the trainer removed and a pin still holds."""
+        record = await self._books.campaigns.get(campaign_key(folder.hero_id, folder.campaign_id))
+        entry = policy.find(record.value, step) if record else None
+        return (await self._side_of(entry)) if entry else None
+
+    async def _base(self, folder: CampaignFolder, rules: PolicySettings) -> Reference:
+        if rules.base is None:
+            return Reference(notes=("no drift: reference is 'base' but no policy.base is set for this campaign",))
+        base = Path(rules.base).expanduser()
+        try:
+            # The operator named it: it may lie outside the roots, has no step of its own and is never rotated.
+            found = await asyncio.to_thread(base.resolve, strict=True)
+            side = await asyncio.to_thread(locating.examine, found, 0, settings=self._settings)
+        except (OSError, PermanentError) as error:
+            return Reference(notes=(f"no drift: policy.base {str(base)!r} cannot be read: {error}",))
+        return Reference(side)
+
+    async def _remembered(
+        self, folder: CampaignFolder, rules: PolicySettings, *, target: Side, which: str
+    ) -> Reference:
+        record = await self._books.campaigns.get(campaign_key(folder.hero_id, folder.campaign_id))
+        campaign = record.value if record else CampaignRecord(hero_id=folder.hero_id, campaign_id=folder.campaign_id)
+        if which == "best":
+            entry = policy.best(campaign, target.step, rule=rules.best)
+            missing = f"no drift: no other analysed checkpoint has the metric {rules.best.metric!r}"
+        else:
+            entry = policy.previous(campaign, target.step)
+            missing = "no drift: no earlier checkpoint of this campaign is analysed"
+        if entry is None:
+            return Reference(notes=(missing,))
+        side = await self._side_of(entry)
+        if side is None:
+            return Reference(notes=(f"no drift: checkpoint {entry.step} is gone and was not pinned",))
+        return Reference(side)
+
+    async def _side_of(self, entry: SeenCheckpoint) -> Side | None:
+        """The bytes that an earlier job analysed, where they still are."""
+        record = await self._books.jobs.get(entry.job_key) if entry.job_key else None
+        if record is None:
+            return None
+        earlier = record.value.job.target
+        for place in dict.fromkeys((earlier.read_path, earlier.path)):
+            try:
+                side = await asyncio.to_thread(
+                    locating.examine, Path(place), entry.step, settings=self._settings, recorded=Path(earlier.path)
+                )
+            except ArchaeologistError:
+                continue
+            if side.fingerprint == earlier.fingerprint:
+                return side
+        return None
+
+    # The record and the queue.
+
+    async def _record(self, job: Job, *, request_id: RequestId, force: bool) -> JobRecord:
+        now = datetime.now(UTC)
+        entry = await self._books.jobs.get(job.job_key)
+        if entry is None:
+            job = await self._within_limits(job)
+            fresh = lifecycle.queued(job, request_id=request_id, now=now)
+            if await self._books.jobs.create(job.job_key, fresh) is not None:
+                await self._put(fresh)
+                return fresh
+            return await self._record(job, request_id=request_id, force=force)
+        is_repeat = request_id in entry.value.request_ids
+        if force and not is_repeat and entry.value.state in FINISHED:
+            return await self._rerun(job, request_id=request_id)
+        return await self._join(job, request_id=request_id)
+
+    async def _within_limits(self, job: Job) -> Job:
+        """The job with a note where its type's queue is full.
+
+        Raises:
+            QueueFull: The settings say that a full queue refuses.
+        """
+        limits = self._settings.jobs.of(job.job_type)
+        if limits.when_full == "allow":
+            return job
+        pending = sum(count for (kind, _), count in (await self._books.queue.waiting()).items() if kind == job.job_type)
+        if pending < limits.max_pending:
+            return job
+        msg = f"{pending} {job.job_type} jobs are waiting, the limit is {limits.max_pending} (jobs.{job.job_type})"
+        if limits.when_full == "reject":
+            refusal = f"{msg}; ask again later or raise max_pending"
+            raise QueueFull(refusal)
+        await log.awarning("queue is long", job_key=job.job_key, pending=pending)
+        return replace(job, notes=(*job.notes, msg))
+
+    async def _join(self, job: Job, *, request_id: RequestId) -> JobRecord:
+        before: JobRecord | None = None
+
+        def step(record: JobRecord | None) -> JobRecord | None:
+            nonlocal before
+            before = record
+            if record is None:
+                return None
+            record = lifecycle.joined(record, request_id)
+            if record.state == "queued" and _is_higher(job.priority, record.job.priority):
+                record = replace(record, job=replace(record.job, priority=job.priority))
+            return record
+
+        record = await self._books.jobs.change(job.job_key, step)
+        if record is None or before is None:
+            return await self._record(job, request_id=request_id, force=False)
+        if record.state == "queued":
+            if before.job.priority != record.job.priority:
+                await self._books.queue.remove(job.job_type, before.job.priority, job.job_key)
+            # Put again in any case: whoever made the record may have died before its message was out.
+            await self._books.queue.put(record.job)
+        return record
+
+    async def _rerun(self, job: Job, *, request_id: RequestId) -> JobRecord:
+        now = datetime.now(UTC)
+        for _ in range(OCCUPIED_TRIES):
+            record = await self._books.jobs.change(
+                job.job_key,
+                lambda record: lifecycle.rerun(record, job, request_id=request_id, now=now) if record else None,
+            )
+            if record is not None and request_id in record.request_ids:
+                await self._put(record)
+                return record
+            # Finished, but its event is not out yet: its worker is about to.
+            await asyncio.sleep(OCCUPIED_RETRY_SECONDS)
+        return await self._join(job, request_id=request_id)
+
+    async def _put(self, record: JobRecord) -> None:
+        """The job's message on the queue; waits while an earlier run's message still lies there unacknowledged."""
+        for _ in range(OCCUPIED_TRIES):
+            if await self._books.queue.put(record.job):
+                return
+            entry = await self._books.jobs.get(record.job.job_key)
+            if entry is None or entry.value.state != "queued":
+                return
+            await asyncio.sleep(OCCUPIED_RETRY_SECONDS)
+        await log.awarning("the job's subject stays occupied; its message there will do", job_key=record.job.job_key)
+
+    async def _mark_admitted(self, job: Job) -> None:
+        empty = CampaignRecord(hero_id=job.hero_id, campaign_id=job.campaign_id)
+        await self._books.campaigns.change(
+            campaign_key(job.hero_id, job.campaign_id),
+            lambda record: policy.mark(
+                record or empty, job.target.step, path=job.target.path, job_key=job.job_key, state="admitted"
+            ),
+        )
+
+
+def campaign_key(hero_id: str, campaign_id: str) -> str:
+    """Key of a campaign's record. The last part keeps a name that ends in a dot from making an invalid key."""
+    return f"{hero_id}/{campaign_id}/record"
+
+
+def _is_higher(one: str, other: str) -> bool:
+    return subjects.PRIORITIES.index(one) < subjects.PRIORITIES.index(other)

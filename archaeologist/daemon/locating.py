@@ -1,0 +1,99 @@
+"""From what a request says to a checkpoint on this machine: path mapping, steps, allowed roots, content.
+
+Blocking file work without the bus; admission calls it in a thread.
+"""
+
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from archaeologist.artifacts.paths import CampaignFolder
+from archaeologist.checkpoints.fingerprint import fingerprint
+from archaeologist.checkpoints.index import read_index
+from archaeologist.checkpoints.pins import PinImpossible, pin, pin_name
+from archaeologist.checkpoints.steps import step_of
+from archaeologist.errors import CheckpointMissing, StepUnknown
+from archaeologist.paths import resolve_under
+from archaeologist.settings import PathMapping, Settings
+from contracts.messages import Side
+
+
+class Located(NamedTuple):
+    """A checkpoint found, and what could not be done for it."""
+
+    side: Side
+    notes: tuple[str, ...] = ()
+
+
+def resolve(settings: Settings, folder: CampaignFolder, *, path: str | None, step: int | None) -> tuple[Path, int]:
+    """The resolved folder and the step of a checkpoint given by path, by step, or both.
+
+    Raises:
+        PathOutsideRoot: It lies under no allowed root.
+        CheckpointMissing: Nothing is there.
+        StepUnknown: Neither message, name nor trainer_state.json gives the step.
+    """
+    written = Path(mapped(path, settings.paths)) if path is not None else Path(f"checkpoint-{step}")
+    found = resolve_under(_candidate(folder, written), settings.allowed_roots)
+    if not found.exists():
+        msg = f"checkpoint {str(found)!r} is not there; it must exist when the request arrives, so raise save_total_limit"
+        raise CheckpointMissing(msg)
+    known = step if step is not None else step_of(found)
+    if known is None:
+        msg = (
+            f"step of {str(found)!r} is unknown: no checkpoint_step in the message, no number in the folder's name, no"
+            " global_step in trainer_state.json; send checkpoint_step"
+        )
+        raise StepUnknown(msg)
+    return found, known
+
+
+def mapped(path: str, mappings: tuple[PathMapping, ...]) -> str:
+    """The path on this machine: the longest matching prefix of ``[[paths]]`` rewritten, by whole components."""
+    pure = PurePosixPath(path)
+    matching = [mapping for mapping in mappings if pure.is_relative_to(mapping.source)]
+    if not matching:
+        return path
+    mapping = max(matching, key=lambda item: len(PurePosixPath(item.source).parts))
+    return str(PurePosixPath(mapping.to) / pure.relative_to(mapping.source))
+
+
+def examine(path: Path, step: int, *, settings: Settings, recorded: Path | None = None) -> Side:
+    """A checkpoint's side of a job: index read, content fingerprinted.
+
+    Args:
+        path: Where the bytes are read.
+        step: Its step.
+        settings: For the allowed roots of symbolic links inside the folder.
+        recorded: Its path as the artifact names it; ``path`` by default.
+
+    Raises:
+        CheckpointError: It cannot be read, with the code that says why.
+    """
+    index = read_index(path, allowed=settings.allowed_roots)
+    return Side(path=str(recorded or path), step=step, read_path=str(path), fingerprint=fingerprint(index))
+
+
+def pinned(side: Side, folder: CampaignFolder, *, settings: Settings) -> Located:
+    """The side with its bytes held by hard links, or read in place with a note where that is impossible.
+
+    Raises:
+        PinImpossible: Where the settings say that such a checkpoint is refused.
+    """
+    source = Path(side.read_path)
+    if not settings.pins.enabled or source.is_relative_to(folder.pins):
+        return Located(side)
+    try:
+        held = pin(source, folder.pins, pin_name(side.step, side.fingerprint))
+    except PinImpossible as error:
+        if settings.pins.when_impossible == "refuse":
+            raise
+        return Located(side, (str(error),))
+    return Located(Side(path=side.path, step=side.step, read_path=str(held), fingerprint=side.fingerprint))
+
+
+def _candidate(folder: CampaignFolder, written: Path) -> Path:
+    """Absolute as it is; relative to the campaign's checkpoints, else to the campaign, else to the root."""
+    if written.is_absolute():
+        return written
+    bases = (folder.checkpoints, folder.path, folder.root)
+    return next((base / written for base in bases if (base / written).exists()), folder.checkpoints / written)

@@ -1,0 +1,167 @@
+"""Which checkpoints are analysed and against what: pure decisions on a campaign's record.
+
+Intake calls these inside a compare-and-set on the record. They are idempotent: a message that comes twice finds its
+checkpoint already seen and gets the decision it got the first time.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Final, Literal, NamedTuple
+
+from msgspec.structs import replace
+
+from archaeologist.settings import BestReference, PolicySettings
+from contracts.messages import JobKey, SkillEvaluated
+from contracts.records import CampaignRecord, SeenCheckpoint
+
+MAX_CHECKPOINTS: Final = 1000
+"""Checkpoints kept in a campaign's record, about 300 bytes each: a record must stay below the bus's 1 MiB."""
+
+_ROUNDING: Final = 1e-9
+"""A score of 0.3 counts as having reached 0.3 although 0.3 / 0.1 is 2.9999999999999996."""
+
+
+class Observation(NamedTuple):
+    """A checkpoint as a trainer announced it, its path and step resolved."""
+
+    step: int
+    path: str
+    metrics: Mapping[str, float | None]
+    skills: Mapping[str, float]
+    level: int | None
+    model_ref: str | None
+
+
+class Decision(NamedTuple):
+    """Whether a checkpoint is analysed, and why or why not."""
+
+    is_wanted: bool
+    reason: str
+
+
+def observe(record: CampaignRecord, seen: Observation, *, policy: PolicySettings) -> CampaignRecord:
+    """The record with an announced checkpoint in it, its ordinal given and a level-up noted."""
+    known = find(record, seen.step)
+    is_new = known is None or known.ordinal is None or known.path != seen.path
+    level_up = level_up_reason(record, seen.skills, level=seen.level, step_size=policy.level_up_step)
+    entry = SeenCheckpoint(
+        step=seen.step,
+        path=seen.path,
+        ordinal=record.announced if known is None or is_new else known.ordinal,
+        metrics=dict(seen.metrics),
+        skills={**(known.skills if known else {}), **seen.skills},
+        level=seen.level,
+        level_up=(known.level_up if known else None) or level_up,
+        model_ref=seen.model_ref,
+        job_key=None if known is None or known.path != seen.path else known.job_key,
+        state="seen" if known is None or known.path != seen.path else known.state,
+    )
+    record = _with_scores(_with(record, entry), seen.skills, level=seen.level)
+    return replace(record, announced=record.announced + is_new)
+
+
+def observe_skill(record: CampaignRecord, evaluated: SkillEvaluated, *, policy: PolicySettings) -> CampaignRecord:
+    """The record with a skill's score in it, and its level-up noted at the checkpoint that was evaluated."""
+    scores = {evaluated.skill: evaluated.score}
+    level_up = level_up_reason(record, scores, level=evaluated.level, step_size=policy.level_up_step)
+    known = find(record, evaluated.checkpoint_step) or SeenCheckpoint(step=evaluated.checkpoint_step, path="")
+    entry = replace(known, skills={**known.skills, **scores}, level_up=known.level_up or level_up)
+    return _with_scores(_with(record, entry), scores, level=evaluated.level)
+
+
+def level_up_reason(
+    record: CampaignRecord, skills: Mapping[str, float], *, level: int | None, step_size: float
+) -> str | None:
+    """Why these scores are a level-up: the level rises, or a best score crosses the next multiple of ``step_size``.
+
+    A skill's first score is where it starts, not a level-up.
+    """
+    if level is not None and record.level is not None and level > record.level:
+        return f"level {record.level} → {level}"
+    for skill, score in skills.items():
+        best = record.best_scores.get(skill)
+        if best is not None and _steps_in(score, step_size) > _steps_in(best, step_size):
+            return f"{skill} {best:.2f} → {score:.2f}"
+    return None
+
+
+def decide(entry: SeenCheckpoint, policy: PolicySettings) -> Decision:
+    """Whether an announced checkpoint is analysed: every Nth, the first always, and each level-up."""
+    if not policy.automatic:
+        return Decision(is_wanted=False, reason="automatic analyses are off (policy.automatic = false)")
+    if entry.ordinal is not None and entry.ordinal % policy.every == 0:
+        return Decision(is_wanted=True, reason=f"checkpoint {entry.ordinal + 1} of the campaign, every {policy.every}")
+    if policy.on_level_up and entry.level_up:
+        return Decision(is_wanted=True, reason=f"level-up: {entry.level_up}")
+    return Decision(is_wanted=False, reason=f"not every {policy.every}th checkpoint and no level-up")
+
+
+def previous(record: CampaignRecord, step: int) -> SeenCheckpoint | None:
+    """The nearest lower checkpoint that is analysed or about to be."""
+    lower = [entry for entry in _candidates(record) if entry.step < step]
+    return max(lower, key=lambda entry: entry.step, default=None)
+
+
+def best(record: CampaignRecord, step: int, *, rule: BestReference) -> SeenCheckpoint | None:
+    """The analysed checkpoint with the best value of a metric, other than ``step`` itself; the later of equals."""
+    sign = 1 if rule.mode == "max" else -1
+    scored = [
+        (sign * value, entry.step, entry)
+        for entry in _candidates(record)
+        if entry.step != step and (value := entry.metrics.get(rule.metric)) is not None and math.isfinite(value)
+    ]
+    return max(scored, key=lambda item: item[:2])[2] if scored else None
+
+
+def find(record: CampaignRecord, step: int) -> SeenCheckpoint | None:
+    """The record's entry of a step."""
+    return next((entry for entry in record.checkpoints if entry.step == step), None)
+
+
+def mark(
+    record: CampaignRecord, step: int, *, path: str, job_key: JobKey, state: Literal["admitted", "analysed", "failed"]
+) -> CampaignRecord:
+    """The record with what became of a checkpoint's ``layer_stats`` job.
+
+    An older job never overwrites a newer one's mark, and "admitted" never undoes "analysed" of the same job.
+    """
+    known = find(record, step)
+    if known is not None and known.job_key != job_key and state != "admitted":
+        return record
+    if known is not None and known.job_key == job_key and state == "admitted" and known.state == "analysed":
+        return record
+    entry = replace(known or SeenCheckpoint(step=step, path=path), job_key=job_key, state=state)
+    return _with(record, replace(entry, path=entry.path or path))
+
+
+def _candidates(record: CampaignRecord) -> list[SeenCheckpoint]:
+    return [entry for entry in record.checkpoints if entry.state in {"admitted", "analysed"} and entry.job_key]
+
+
+def _steps_in(score: float, step_size: float) -> float:
+    return math.floor(score / step_size + _ROUNDING) if math.isfinite(score) else -math.inf
+
+
+def _with(record: CampaignRecord, entry: SeenCheckpoint) -> CampaignRecord:
+    others = [other for other in record.checkpoints if other.step != entry.step]
+    ordered = sorted([*others, entry], key=lambda other: other.step)
+    return replace(record, checkpoints=tuple(_thinned(ordered, keep=entry)))
+
+
+def _thinned(entries: list[SeenCheckpoint], *, keep: SeenCheckpoint) -> list[SeenCheckpoint]:
+    """At most ``MAX_CHECKPOINTS``: the oldest that were never analysed go first, then the oldest."""
+    surplus = len(entries) - MAX_CHECKPOINTS
+    if surplus <= 0:
+        return entries
+    order: Callable[[SeenCheckpoint], tuple[bool, int]] = lambda entry: (entry.job_key is not None, entry.step)  # noqa: E731 -- a sort key
+    gone = {entry.step for entry in sorted((e for e in entries if e is not keep), key=order)[:surplus]}
+    return [entry for entry in entries if entry.step not in gone]
+
+
+def _with_scores(record: CampaignRecord, skills: Mapping[str, float], *, level: int | None) -> CampaignRecord:
+    scores = dict(record.best_scores)
+    for skill, score in skills.items():
+        if math.isfinite(score):
+            scores[skill] = max(score, scores.get(skill, score))
+    levels = [value for value in (record.level, level) if value is not None]
+    return replace(record, best_scores=scores, level=max(levels, default=None))
