@@ -1,0 +1,152 @@
+"""The end of a job: artifact in place, campaign marked, terminal event out, message acknowledged.
+
+The order is the contract's: the record is set to done first, by whoever still holds the claim; everything after that
+can be repeated by anybody who finds the record finished, and ends the same.
+"""
+
+import asyncio
+import contextlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+
+from archaeologist.artifacts.paths import CampaignFolder
+from archaeologist.artifacts.store import put_in_place, remove_temporaries, temporary_path
+from archaeologist.bus.connection import Bus
+from archaeologist.bus.log import find_message
+from archaeologist.bus.publisher import publish
+from archaeologist.daemon import announcements, lifecycle, policy
+from archaeologist.daemon.admission import Books, campaign_key
+from archaeologist.errors import ArtifactUnwritable
+from archaeologist.settings import Settings
+from contracts import subjects
+from contracts.messages import EventError, Job, encode
+from contracts.records import JobRecord
+
+log = structlog.get_logger(__name__)
+
+
+class Places(NamedTuple):
+    """Where a job's files go: final paths, the temporary ones of a claim, what an older artifact makes room to."""
+
+    artifact: Path
+    sketch: Path | None
+    superseded: Path
+    temporary_artifact: Path
+    temporary_sketch: Path | None
+
+
+def places(job: Job, claim: int, *, settings: Settings) -> Places:
+    """The paths of a job's artifact and sketch."""
+    folder = CampaignFolder.of(settings.root_path, job.hero_id, job.campaign_id)
+    output = Path(job.options.output_path) if job.options.output_path else None
+    if job.job_type == "layer_stats":
+        default = folder.layer_stats(job.target.step)
+        artifact = output / default.name if output else default
+        sketch: Path | None = folder.sketch(job.target.step)
+    else:
+        base_step = job.reference.step if job.reference else 0
+        artifact = output or folder.layer_drift(base_step, job.target.step)
+        sketch = None
+    return Places(
+        artifact=artifact,
+        sketch=sketch,
+        superseded=folder.superseded(job.job_key),
+        temporary_artifact=temporary_path(artifact, job.job_key, claim),
+        temporary_sketch=temporary_path(sketch, job.job_key, claim) if sketch else None,
+    )
+
+
+class Completion:
+    """Brings finished records to their end; used by the executor and by reconciliation."""
+
+    def __init__(self, bus: Bus, books: Books, settings: Settings) -> None:
+        self._bus = bus
+        self._books = books
+        self._settings = settings
+
+    async def settle(self, record: JobRecord) -> bool:
+        """Everything that a finished record still lacks: files, mark, event. False: its artifact is lost, run it again.
+
+        Raises:
+            BusUnavailable: The connection is closed for good; the queue's message will bring somebody else here.
+        """
+        if record.event_sequence is not None:
+            return True
+        if record.state == "done" and not await asyncio.to_thread(self._install, record):
+            return False
+        await self._mark(record)
+        if record.state == "failed":
+            await self._bury(record)
+        sequence = await self._announce(record)
+        await self._books.jobs.change(
+            record.job.job_key,
+            lambda now: lifecycle.announced(now, sequence, run=record.job.run) if now else None,
+        )
+        return True
+
+    def clean(self, job: Job) -> None:
+        """Removes the temporary files of every claim on a job. Blocking."""
+        where = places(job, 0, settings=self._settings)
+        remove_temporaries(where.artifact.parent, job.job_key)
+        if where.sketch is not None:
+            remove_temporaries(where.sketch.parent, job.job_key)
+
+    def _install(self, record: JobRecord) -> bool:
+        where = places(record.job, record.claim, settings=self._settings)
+        if where.temporary_sketch and where.sketch and where.temporary_sketch.exists():
+            put_in_place(where.temporary_sketch, where.sketch, superseded_folder=None)
+        if where.temporary_artifact.exists():
+            put_in_place(where.temporary_artifact, where.artifact, superseded_folder=where.superseded.parent)
+        return where.artifact.exists() or where.superseded.exists()
+
+    async def _mark(self, record: JobRecord) -> None:
+        job = record.job
+        if job.job_type != "layer_stats":
+            return
+        state = "analysed" if record.state == "done" else "failed"
+        await self._books.campaigns.change(
+            campaign_key(job.hero_id, job.campaign_id),
+            lambda campaign: policy.mark(
+                campaign, job.target.step, path=job.target.path, job_key=job.job_key, state=state
+            )
+            if campaign
+            else None,
+        )
+
+    async def _announce(self, record: JobRecord) -> int:
+        event = announcements.terminal(record, worker=_worker_of(record), now=datetime.now(UTC))
+        message_id = announcements.message_id(record)
+        since = datetime.fromisoformat(record.finished_at or record.queued_at)
+        # The server's own deduplication forgets after a day, or with kill -9; the stream itself does not.
+        earlier = await find_message(
+            self._bus, subjects.BATTLE_LOG, message_id, subject=event.type, since=since
+        )
+        if earlier is not None:
+            return earlier
+        return (await publish(self._bus, event.type, encode(event), message_id=message_id)).sequence
+
+    async def _bury(self, record: JobRecord) -> None:
+        error = record.error or EventError(code="internal_error", message="no reason recorded")
+        headers = {
+            subjects.DEAD_SUBJECT: subjects.job_subject(
+                record.job.job_type, record.job.priority, record.job.job_key
+            ),
+            subjects.DEAD_STREAM: subjects.JOBS,
+            subjects.DEAD_SEQUENCE: str(record.token or 0),
+            subjects.DEAD_CODE: error.code,
+            subjects.DEAD_REASON: " ".join(error.message.split())[:1000].encode("ascii", "replace").decode(),
+        }
+        await publish(
+            self._bus,
+            subjects.dead_subject(error.code),
+            encode(record.job),
+            message_id=f"{announcements.message_id(record)}:dead",
+            headers=headers,
+        )
+
+
+def _worker_of(record: JobRecord) -> str | None:
+    return record.owner.rpartition(":")[0] if record.owner else None

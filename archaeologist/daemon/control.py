@@ -1,0 +1,62 @@
+"""What people ask of a job: find it, cancel it. Used by the command line and the web edge, on any machine."""
+
+from datetime import UTC, datetime
+
+from archaeologist.bus.connection import Bus, publish_core
+from archaeologist.bus.publisher import publish
+from archaeologist.bus.queue import JobQueue
+from archaeologist.bus.records import Records
+from archaeologist.daemon import announcements, lifecycle
+from archaeologist.daemon.admission import Books
+from archaeologist.errors import JobUnknown
+from contracts import subjects
+from contracts.messages import encode
+from contracts.records import CampaignRecord, JobRecord, RequestRecord
+
+
+def books(bus: Bus) -> Books:
+    """The buckets and the queue of a bus."""
+    return Books(
+        jobs=Records(bus, subjects.JOB_RECORDS, JobRecord),
+        requests=Records(bus, subjects.REQUEST_RECORDS, RequestRecord),
+        campaigns=Records(bus, subjects.CAMPAIGN_RECORDS, CampaignRecord),
+        queue=JobQueue(bus),
+    )
+
+
+async def find(bus: Bus, identifier: str) -> tuple[RequestRecord | None, JobRecord | None]:
+    """The request and the job behind a request's id or a job's key; None for what is not there (yet)."""
+    memory = books(bus)
+    request = await memory.requests.get(identifier)
+    key = request.value.job_key if request else identifier
+    job = await memory.jobs.get(key) if key else None
+    return (request.value if request else None, job.value if job else None)
+
+
+async def cancel(bus: Bus, identifier: str, *, by: str) -> JobRecord:
+    """The job's record after its cancellation; a running job's owner stops it, and a finished one stays as it is.
+
+    Raises:
+        JobUnknown: No request or job has this id.
+    """
+    _, found = await find(bus, identifier)
+    if found is None:
+        msg = f"job {identifier!r} is not known; `archaeologist jobs list` shows those that are"
+        raise JobUnknown(msg)
+    memory, now = books(bus), datetime.now(UTC)
+    key = found.job.job_key
+    record = await memory.jobs.change(
+        key, lambda record: lifecycle.cancelled(record, by=by, now=now) if record else None
+    )
+    record = record or found
+    if record.state == "running":
+        await publish_core(bus, subjects.cancel_subject(key), b"")
+    elif record.state == "cancelled" and record.event_sequence is None:
+        await memory.queue.remove(record.job.job_type, record.job.priority, key)
+        event = announcements.terminal(record, worker=None, now=now)
+        published = await publish(bus, event.type, encode(event), message_id=announcements.message_id(record))
+        run = record.job.run
+        record = await memory.jobs.change(
+            key, lambda record: lifecycle.announced(record, published.sequence, run=run) if record else None
+        ) or record
+    return record

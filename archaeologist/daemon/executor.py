@@ -1,0 +1,233 @@
+"""Takes jobs off the queue while there is room for them, each into a run of its own.
+
+One loop for all job types: it wakes when a message arrives or a slot becomes free, and looks by itself every few
+seconds as a safety net. A job type has its own slots; within a type the better priority goes first, but one job of a
+lower priority is served after every few of higher ones.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import msgspec
+import structlog
+
+from archaeologist.bus.connection import Bus
+from archaeologist.bus.consumer import Received
+from archaeologist.bus.publisher import publish
+from archaeologist.daemon import announcements, lifecycle
+from archaeologist.daemon.admission import Books
+from archaeologist.daemon.completion import Completion
+from archaeologist.daemon.intake import bury
+from archaeologist.daemon.lifecycle import Claim, Standing
+from archaeologist.daemon.run import Run, Runner, acknowledge
+from archaeologist.errors import ArchaeologistError, BusUnavailable, TopologyMissing, WorkerLost
+from archaeologist.settings import Settings
+from contracts import subjects
+from contracts.messages import EventError, Job, JobType, Priority, RequestId, encode
+from contracts.records import JobRecord
+
+log = structlog.get_logger(__name__)
+
+
+class Executor:
+    """The slots of this machine and the loop that fills them."""
+
+    def __init__(self, bus: Bus, books: Books, settings: Settings, *, owner: str) -> None:
+        self._bus = bus
+        self._books = books
+        self._settings = settings
+        self._owner = owner
+        self._runner = Runner(bus, books, settings, owner=owner)
+        self._completion = Completion(bus, books, settings)
+        self._runs: dict[str, Run] = {}
+        self._busy = dict.fromkeys(subjects.JOB_TYPES, 0)
+        self._streak = dict.fromkeys(subjects.JOB_TYPES, 0)
+        self._wake = asyncio.Event()
+        self.ticked_at = asyncio.get_event_loop().time()
+        """When the loop last came round, for the watchdog."""
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Runs jobs until ``stop``; then lets running ones finish within the grace, and hands back the others.
+
+        Raises:
+            BusUnavailable: The connection is closed for good.
+        """
+        await self._books.queue.on_arrival(self._wake.set)
+        async with asyncio.TaskGroup() as group:
+            stopping = group.create_task(self._wake_on(stop))
+            while not stop.is_set():
+                self.ticked_at = asyncio.get_running_loop().time()
+                self._wake.clear()
+                if not await self._start_one(group):
+                    await self._idle()
+            stopping.cancel()
+            await self._wind_down()
+
+    def cancel(self, job_key: str) -> None:
+        """Somebody cancelled a job; the record says so already."""
+        if run := self._runs.get(job_key):
+            run.stop.set()
+
+    # Taking.
+
+    async def _start_one(self, group: asyncio.TaskGroup) -> bool:
+        try:
+            for job_type in subjects.JOB_TYPES:
+                if self._busy[job_type] >= self._settings.jobs.of(job_type).max_running:
+                    continue
+                if received := await self._take(job_type):
+                    self._busy[job_type] += 1
+                    group.create_task(self._deliver(job_type, received))
+                    return True
+        except TopologyMissing as error:
+            await log.awarning("the queue's consumers are missing; waiting for them", reason=str(error))
+        return False
+
+    async def _take(self, job_type: JobType) -> Received | None:
+        waiting = {
+            priority: count for (kind, priority), count in (await self._books.queue.waiting()).items() if kind == job_type
+        }
+        priority = choose(waiting, streak=self._streak[job_type], low_after=self._settings.jobs.low_after)
+        if priority is None:
+            return None
+        received = await self._books.queue.take(job_type, priority, timeout_seconds=1.0)
+        if received is not None:
+            is_best = priority == choose(waiting, streak=0, low_after=self._settings.jobs.low_after)
+            self._streak[job_type] = self._streak[job_type] + 1 if is_best else 0
+        return received
+
+    async def _idle(self) -> None:
+        try:
+            await asyncio.wait_for(self._wake.wait(), timeout=self._settings.jobs.poll_seconds)
+        except TimeoutError:
+            pass
+
+    async def _wake_on(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._wake.set()
+
+    # One delivery.
+
+    async def _deliver(self, job_type: JobType, received: Received) -> None:
+        """Whatever happens to one job, the others and the loop go on."""
+        try:
+            await self._dispatch(received)
+        except BusUnavailable:
+            if self._bus.closed.is_set():
+                raise
+            await log.awarning("the bus went away; the job's message will come again", subject=received.subject)
+        except Exception:
+            await log.aexception("a delivery failed", subject=received.subject)
+            await received.nak(self._settings.jobs.retry_delay_seconds)
+        finally:
+            self._busy[job_type] -= 1
+            self._wake.set()
+
+    async def _dispatch(self, received: Received) -> None:
+        job = await self._decode(received)
+        if job is None:
+            return
+        entry = await self._books.jobs.get(job.job_key)
+        record = entry.value if entry else await self._adopt(job)
+        now = datetime.now(UTC)
+        found = lifecycle.standing(
+            record, owner=self._owner, token=received.sequence, now=now, limits=self._settings.jobs
+        )
+        if found in {Standing.FREE, Standing.ABANDONED}:
+            await self._claim(record, received)
+        elif found is Standing.OURS:
+            await self._reattach(record, received)
+        elif found is Standing.BUSY:
+            await received.nak(self._settings.jobs.lease_seconds)
+        elif found is Standing.LOST_TOO_OFTEN:
+            await self._give_up(record, received)
+        elif await self._completion.settle(record):
+            await acknowledge(received, record, self._books)
+        else:
+            await log.awarning("done, but its artifact is gone: running it again", job_key=job.job_key)
+            await self._claim(record, received)
+
+    async def _decode(self, received: Received) -> Job | None:
+        try:
+            return msgspec.json.decode(received.data, type=Job)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            msg = f"queue message {received.subject!r} is not a job ({error}); only the daemon publishes there"
+            reason = EventError(code="message_invalid", message=msg)
+            request_id = RequestId(f"{received.stream}-{received.sequence}")
+            await bury(self._bus, received, reason, message_id=f"{request_id}:dead")
+            event = announcements.refused(reason, request_id=request_id, body=received.data, now=datetime.now(UTC))
+            await publish(self._bus, event.type, encode(event), message_id=f"{request_id}:refused")
+            await received.term(reason.code)
+            return None
+
+    async def _adopt(self, job: Job) -> JobRecord:
+        """The record of a job whose record is gone, a bucket purged for instance: the message has all it needs."""
+        record = lifecycle.queued(job, request_id=job.job_id, now=datetime.now(UTC))
+        await self._books.jobs.create(job.job_key, record)
+        entry = await self._books.jobs.get(job.job_key)
+        return entry.value if entry else record
+
+    async def _claim(self, found: JobRecord, received: Received) -> None:
+        """Claims by compare-and-set what was found, and runs it; somebody else's turn if it changed meanwhile."""
+        now = datetime.now(UTC)
+        wanted = lifecycle.claimed(found, owner=self._owner, token=received.sequence, now=now)
+        record = await self._books.jobs.change(
+            found.job.job_key, lambda record: wanted if record == found else None
+        )
+        if record != wanted:
+            await received.nak(1.0)
+            return
+        run = Run(record=wanted, claim=Claim(owner=self._owner, number=wanted.claim), delivery=received)
+        self._runs[run.key] = run
+        try:
+            await self._runner.execute(run)
+        finally:
+            del self._runs[run.key]
+
+    async def _reattach(self, record: JobRecord, received: Received) -> None:
+        """The server repeated the message of a job that runs here, after an outage longer than the lease."""
+        if run := self._runs.get(record.job.job_key):
+            run.delivery = received
+            return
+        # Our own name without a run: the run ended without being able to say so.
+        await self._claim(record, received)
+
+    async def _give_up(self, record: JobRecord, received: Received) -> None:
+        lost = record.lost_workers + 1
+        msg = f"{lost} workers died while they ran it, the limit is {self._settings.jobs.max_lost_workers}"
+        error = WorkerLost(f"{msg}; look for an out-of-memory kill in the machine's log, then request it with force")
+        reason = EventError(code=error.code, message=str(error))
+        now = datetime.now(UTC)
+        failed = await self._books.jobs.change(
+            record.job.job_key,
+            lambda current: lifecycle.failed(current, reason, now=now) if current == record else None,
+        )
+        if failed is not None and failed.state == "failed":
+            await self._completion.settle(failed)
+            await asyncio.to_thread(self._completion.clean, failed.job)
+        await acknowledge(received, failed, self._books)
+
+    # Stopping.
+
+    async def _wind_down(self) -> None:
+        """Waits for the running jobs; past the grace their children are stopped and the jobs handed back."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.jobs.grace_seconds
+        while any(self._busy.values()) and loop.time() < deadline:
+            self._wake.clear()
+            self.ticked_at = loop.time()
+            try:
+                await asyncio.wait_for(self._wake.wait(), timeout=min(1.0, max(0.0, deadline - loop.time())))
+            except TimeoutError:
+                continue
+        for run in self._runs.values():
+            run.stop.set()
+
+
+def choose(waiting: Mapping[Priority, int], *, streak: int, low_after: float) -> Priority | None:
+    """The priority to serve next: the best with jobs waiting, after ``low_after`` of them the next one below."""
+    present: list[Priority] = [priority for priority in subjects.PRIORITIES if waiting.get(priority)]
+    if not present:
+        return None
+    return present[1] if len(present) > 1 and streak >= low_after else present[0]

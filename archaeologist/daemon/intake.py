@@ -1,0 +1,221 @@
+"""The daemon's ear: messages from trainers and people become jobs, skipped checkpoints or refusals.
+
+Whatever comes, the loop goes on: a message that cannot be used becomes one ``analysis.failed`` and one dead letter. A
+message is acknowledged only when everything that follows from it is recorded, so it may be handled twice; each step
+gives the same the second time.
+"""
+
+import hashlib
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from archaeologist.bus.connection import Bus
+from archaeologist.bus.consumer import Received
+from archaeologist.bus.publisher import publish
+from archaeologist.daemon import announcements, policy
+from archaeologist.daemon.admission import Admission, Books, campaign_key
+from archaeologist.daemon.decoding import Message, decode
+from archaeologist.daemon.lifecycle import stamp
+from archaeologist.daemon.locating import resolve
+from archaeologist.artifacts.paths import CampaignFolder
+from archaeologist.errors import ArchaeologistError, InternalError, PermanentError, RequestIdReused
+from archaeologist.settings import Settings
+from contracts import subjects
+from contracts.messages import AnalysisRequested, CheckpointSaved, EventError, RequestId, SkillEvaluated, encode
+from contracts.records import CampaignRecord, RequestRecord, SeenCheckpoint
+from contracts.ulid import ulid_from
+
+log = structlog.get_logger(__name__)
+
+
+class Intake:
+    """Handles each message of the CHECKPOINTS and REQUESTS streams."""
+
+    def __init__(self, bus: Bus, books: Books, settings: Settings) -> None:
+        self._bus = bus
+        self._books = books
+        self._settings = settings
+        self._admission = Admission(books, settings)
+
+    async def handle(self, received: Received) -> None:
+        """One message, from bytes to an acknowledged outcome.
+
+        Raises:
+            TemporaryError: The bus is away; the message will come again.
+        """
+        request_id = _id_from(received)
+        try:
+            message = decode(received.subject, received.data)
+            request_id = message.request_id or request_id
+            if await self._is_settled(request_id, received):
+                await received.ack()
+                return
+            outcome = await self._admit(message, request_id=request_id, received=received)
+        except PermanentError as error:
+            await self._refuse(error, request_id=request_id, received=received)
+            return
+        except ArchaeologistError:
+            raise
+        except Exception as error:
+            # A defect of ours must not stop the loop, and repeating the message would repeat the defect.
+            await log.aexception("intake failed", subject=received.subject, sequence=received.sequence)
+            msg = f"{type(error).__name__}: {error}; this is a defect, the daemon's log has the traceback"
+            await self._refuse(InternalError(msg), request_id=request_id, received=received)
+            return
+        await self._settle(outcome, received)
+
+    async def _is_settled(self, request_id: RequestId, received: Received) -> bool:
+        """Whether this very message was handled before.
+
+        Raises:
+            RequestIdReused: The id belongs to another message.
+        """
+        entry = await self._books.requests.get(request_id)
+        if entry is None:
+            return False
+        if entry.value.digest != _digest(received):
+            msg = f"request_id {request_id!r} was used for another request; use a new id for each request"
+            raise RequestIdReused(msg)
+        return True
+
+    async def _admit(self, message: Message, *, request_id: RequestId, received: Received) -> RequestRecord:
+        if isinstance(message, CheckpointSaved):
+            return await self._saved(message, request_id=request_id, received=received)
+        if isinstance(message, SkillEvaluated):
+            return await self._evaluated(message, request_id=request_id, received=received)
+        return await self._accept(message, request_id=request_id, received=received)
+
+    async def _saved(self, saved: CheckpointSaved, *, request_id: RequestId, received: Received) -> RequestRecord:
+        folder = CampaignFolder.of(self._settings.root_path, saved.hero_id, saved.campaign_id)
+        path, step = resolve(self._settings, folder, path=saved.checkpoint_path, step=saved.checkpoint_step)
+        rules = self._settings.policy_for(saved.hero_id, saved.campaign_id)
+        seen = policy.Observation(
+            step=step,
+            path=str(path),
+            metrics=saved.metrics,
+            skills=saved.skills,
+            level=saved.level,
+            model_ref=saved.model_ref,
+        )
+        record = await self._change_campaign(saved, lambda record: policy.observe(record, seen, policy=rules))
+        entry = policy.find(record, step)
+        return await self._decide(saved, entry, request_id=request_id, received=received)
+
+    async def _evaluated(
+        self, evaluated: SkillEvaluated, *, request_id: RequestId, received: Received
+    ) -> RequestRecord:
+        rules = self._settings.policy_for(evaluated.hero_id, evaluated.campaign_id)
+        record = await self._change_campaign(
+            evaluated, lambda record: policy.observe_skill(record, evaluated, policy=rules)
+        )
+        entry = policy.find(record, evaluated.checkpoint_step)
+        if entry is not None and not entry.path:
+            # The score came before its checkpoint; checkpoint.saved will find the level-up noted.
+            return self._skipped(request_id, received, "checkpoint not announced yet")
+        return await self._decide(evaluated, entry, request_id=request_id, received=received)
+
+    async def _decide(
+        self,
+        message: CheckpointSaved | SkillEvaluated,
+        entry: SeenCheckpoint | None,
+        *,
+        request_id: RequestId,
+        received: Received,
+    ) -> RequestRecord:
+        rules = self._settings.policy_for(message.hero_id, message.campaign_id)
+        if entry is None:
+            return self._skipped(request_id, received, "older than what the campaign's record keeps")
+        decision = policy.decide(entry, rules)
+        if not decision.is_wanted:
+            return self._skipped(request_id, received, decision.reason)
+        if isinstance(message, SkillEvaluated) and entry.state in {"admitted", "analysed"}:
+            return self._skipped(request_id, received, "its checkpoint is analysed already")
+        request = AnalysisRequested(
+            hero_id=message.hero_id,
+            campaign_id=message.campaign_id,
+            checkpoint_path=entry.path,
+            checkpoint_step=entry.step,
+            model_ref=entry.model_ref,
+            priority="low",
+            compute_activations=rules.compute_activations,
+        )
+        return await self._accept(request, request_id=request_id, received=received)
+
+    async def _accept(
+        self, request: AnalysisRequested, *, request_id: RequestId, received: Received
+    ) -> RequestRecord:
+        record = await self._admission.admit(
+            request, request_id=request_id, received=announcements.as_received(received.data)
+        )
+        await log.ainfo(
+            "accepted", request_id=request_id, job_key=record.job.job_key, step=record.job.target.step, state=record.state
+        )
+        return RequestRecord(
+            request_id=request_id,
+            state="accepted",
+            job_key=record.job.job_key,
+            digest=_digest(received),
+            at=stamp(datetime.now(UTC)),
+        )
+
+    async def _change_campaign(self, message: CheckpointSaved | SkillEvaluated, step: Any) -> CampaignRecord:
+        empty = CampaignRecord(hero_id=message.hero_id, campaign_id=message.campaign_id)
+        key = campaign_key(message.hero_id, message.campaign_id)
+        record = await self._books.campaigns.change(key, lambda record: step(record or empty))
+        return record or empty
+
+    def _skipped(self, request_id: RequestId, received: Received, reason: str) -> RequestRecord:
+        return RequestRecord(
+            request_id=request_id,
+            state="skipped",
+            reason=reason,
+            digest=_digest(received),
+            at=stamp(datetime.now(UTC)),
+        )
+
+    async def _settle(self, outcome: RequestRecord, received: Received) -> None:
+        await self._books.requests.create(outcome.request_id, outcome)
+        await received.ack()
+
+    async def _refuse(self, error: ArchaeologistError, *, request_id: RequestId, received: Received) -> None:
+        """Dead letter, ``analysis.failed``, the record, the end of the message: in this order, each repeatable."""
+        if isinstance(error, RequestIdReused):
+            request_id = _id_from(received)
+        reason = EventError(code=error.code, message=str(error))
+        event = announcements.refused(reason, request_id=request_id, body=received.data, now=datetime.now(UTC))
+        await bury(self._bus, received, reason, message_id=f"{request_id}:dead")
+        await publish(self._bus, event.type, encode(event), message_id=f"{request_id}:refused")
+        outcome = RequestRecord(
+            request_id=request_id,
+            state="refused",
+            error=reason,
+            digest=_digest(received),
+            at=stamp(datetime.now(UTC)),
+        )
+        await self._books.requests.create(request_id, outcome)
+        await log.awarning("refused", request_id=request_id, code=error.code, reason=str(error))
+        await received.term(error.code)
+
+
+async def bury(bus: Bus, received: Received, error: EventError, *, message_id: str) -> None:
+    """The dead letter of a message: its body, and in the headers where it came from and what was wrong."""
+    headers = {
+        subjects.DEAD_SUBJECT: received.subject,
+        subjects.DEAD_STREAM: received.stream,
+        subjects.DEAD_SEQUENCE: str(received.sequence),
+        subjects.DEAD_CODE: error.code,
+        subjects.DEAD_REASON: " ".join(error.message.split())[:1000].encode("ascii", "replace").decode(),
+    }
+    await publish(bus, subjects.dead_subject(error.code), received.data, message_id=message_id, headers=headers)
+
+
+def _id_from(received: Received) -> RequestId:
+    """The id of a message that brings none: from its time and its place in its stream."""
+    milliseconds = int(received.time.timestamp() * 1000)
+    return RequestId(ulid_from(milliseconds, f"{received.stream}:{received.sequence}"))
+
+
+def _digest(received: Received) -> str:
+    return hashlib.sha256(received.subject.encode() + b"\0" + received.data).hexdigest()

@@ -1,0 +1,94 @@
+"""What a death in the middle leaves behind, put right: at start and every few minutes.
+
+Deliveries repeat what they interrupted by themselves. This sweep is for what no message leads back to: a queued
+record whose message is gone, a finished record whose event was never published, pins that nobody needs any more.
+Every step can be done by several daemons at once.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from archaeologist.artifacts.paths import CampaignFolder, campaign_folders
+from archaeologist.checkpoints import pins
+from archaeologist.daemon import policy
+from archaeologist.daemon.admission import Books, campaign_key
+from archaeologist.daemon.completion import Completion
+from archaeologist.settings import Settings
+from contracts.records import FINISHED, JobRecord
+
+log = structlog.get_logger(__name__)
+
+SETTLED_AFTER: Final = timedelta(seconds=60)
+"""A record younger than this is left to whoever just wrote it."""
+
+SPARED_SECONDS: Final = 600.0
+"""A pin younger than this may belong to a job whose record is being written."""
+
+
+class Reconciliation:
+    """The sweep over all records and pins."""
+
+    def __init__(self, books: Books, completion: Completion, settings: Settings) -> None:
+        self._books = books
+        self._completion = completion
+        self._settings = settings
+
+    async def sweep(self) -> None:
+        """One pass over everything."""
+        records = list((await self._books.jobs.all()).values())
+        await self._requeue(records)
+        await self._announce(records)
+        for folder in await asyncio.to_thread(lambda: list(campaign_folders(self._settings.root_path))):
+            await self._release(folder, records)
+
+    async def _requeue(self, records: Iterable[JobRecord]) -> None:
+        present = {key for _, _, key in await self._books.queue.subjects()}
+        for record in records:
+            if record.state == "queued" and record.job.job_key not in present and _is_old(record.queued_at):
+                await self._books.queue.put(record.job)
+                await log.awarning("a queued job had no message; put again", job_key=record.job.job_key)
+
+    async def _announce(self, records: Iterable[JobRecord]) -> None:
+        for record in records:
+            is_overdue = record.state in FINISHED and record.event_sequence is None and _is_old(record.finished_at)
+            if is_overdue and record.state != "done":
+                # A done job without its event still has its message on the queue, which leads somebody back to it.
+                await self._completion.settle(record)
+
+    async def _release(self, folder: CampaignFolder, records: Iterable[JobRecord]) -> None:
+        keep = await self._needed(folder, records)
+        released = await asyncio.to_thread(pins.release, folder.pins, keep=keep, older_than_seconds=SPARED_SECONDS)
+        if released:
+            await log.ainfo("pins released", campaign=str(folder.path), pins=released)
+
+    async def _needed(self, folder: CampaignFolder, records: Iterable[JobRecord]) -> set[str]:
+        """Names of the pins that waiting and running jobs read, and that the next reference will be."""
+        own = [
+            record
+            for record in records
+            if record.job.hero_id == folder.hero_id and record.job.campaign_id == folder.campaign_id
+        ]
+        sides = [
+            side
+            for record in own
+            if record.state not in FINISHED
+            for side in (record.job.target, record.job.reference)
+            if side is not None
+        ]
+        entry = await self._books.campaigns.get(campaign_key(folder.hero_id, folder.campaign_id))
+        if entry is not None:
+            rules = self._settings.policy_for(folder.hero_id, folder.campaign_id)
+            latest = policy.previous(entry.value, 10**18)
+            best = policy.best(entry.value, -1, rule=rules.best) if rules.reference == "best" else None
+            wanted = {candidate.job_key for candidate in (latest, best) if candidate is not None}
+            sides += [record.job.target for record in own if record.job.job_key in wanted]
+        return {Path(side.read_path).name for side in sides}
+
+
+def _is_old(moment: str | None) -> bool:
+    return moment is None or datetime.now(UTC) - datetime.fromisoformat(moment) > SETTLED_AFTER

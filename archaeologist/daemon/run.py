@@ -1,0 +1,248 @@
+"""One delivery from the queue: claim, child process, outcome.
+
+The record decides at each turn. A worker that finds its claim gone stops its child and leaves no trace.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import structlog
+
+from archaeologist.bus.connection import Bus
+from archaeologist.bus.consumer import Received
+from archaeologist.bus.publisher import publish
+from archaeologist.daemon import announcements, lifecycle
+from archaeologist.daemon.admission import Books
+from archaeologist.daemon.child import ChildLimits, Stopped, run_child
+from archaeologist.daemon.completion import Completion, places
+from archaeologist.daemon.lifecycle import Claim
+from archaeologist.errors import ArchaeologistError, ArtifactUnwritable, BusUnavailable
+from archaeologist.settings import Settings
+from contracts.messages import EventError, Excavation, Failed, Progress, Succeeded, encode
+from contracts.records import JobRecord
+
+log = structlog.get_logger(__name__)
+
+PROGRESS_SECONDS = 1.0
+PROGRESS_TTL_SECONDS = 3600
+
+
+@dataclass(eq=False)
+class Run:
+    """A claimed job while its child works."""
+
+    record: JobRecord
+    claim: Claim
+    delivery: Received
+    """Replaced when the server repeats the message while the job runs."""
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set: end the child now."""
+    is_lost: bool = False
+    """The record has another owner."""
+    latest: Progress | None = None
+
+    @property
+    def key(self) -> str:
+        """The job's key."""
+        return self.record.job.job_key
+
+
+class Runner:
+    """Runs claimed jobs to their end."""
+
+    def __init__(self, bus: Bus, books: Books, settings: Settings, *, owner: str) -> None:
+        self._bus = bus
+        self._books = books
+        self._settings = settings
+        self._owner = owner
+        self._completion = Completion(bus, books, settings)
+
+    async def execute(self, run: Run) -> None:
+        """From the claim to the acknowledgement."""
+        await asyncio.to_thread(self._completion.clean, run.record.job)
+        await self._announce_start(run)
+        outcome = await self._watch_child(run)
+        if run.is_lost:
+            await self._discard(run)
+        elif isinstance(outcome, Stopped):
+            await self._stopped(run)
+        elif isinstance(outcome, Failed) and outcome.retryable:
+            await self._hand_back(run, delay_seconds=self._settings.jobs.retry_delay_seconds)
+        else:
+            await self._finish(run, outcome)
+
+    async def _announce_start(self, run: Run) -> None:
+        event = announcements.started(run.record, worker=self._settings.worker.name, now=datetime.now(UTC))
+        await publish(self._bus, event.type, encode(event), message_id=f"{run.key}:{run.claim.number}:started")
+
+    # While the child works.
+
+    async def _watch_child(self, run: Run) -> Succeeded | Failed | Stopped:
+        """The child's outcome; meanwhile heartbeats and progress go out."""
+        companions = [asyncio.create_task(self._beat(run)), asyncio.create_task(self._report(run))]
+        try:
+            return await self._run_child(run)
+        except ArtifactUnwritable as error:
+            return Failed(error=EventError(code=error.code, message=str(error)))
+        finally:
+            for task in companions:
+                task.cancel()
+            await asyncio.gather(*companions, return_exceptions=True)
+
+    async def _run_child(self, run: Run) -> Succeeded | Failed | Stopped:
+        job, worker = run.record.job, self._settings.worker
+        where = places(job, run.claim.number, settings=self._settings)
+        excavation = Excavation(
+            job=job,
+            artifact_path=str(where.temporary_artifact),
+            sketch_path=str(where.temporary_sketch) if where.temporary_sketch else None,
+            worker=worker.name,
+            threads=worker.threads,
+            drop_page_cache=worker.drop_page_cache,
+        )
+        limits = self._settings.jobs
+        return await run_child(
+            excavation,
+            limits=ChildLimits(
+                time_limit_seconds=limits.of(job.job_type).time_limit_seconds,
+                kill_after_seconds=limits.kill_after_seconds,
+            ),
+            on_progress=lambda line: setattr(run, "latest", line),
+            stop=run.stop,
+            cache=self._settings.state_path / "cache" / "numba",
+        )
+
+    async def _beat(self, run: Run) -> None:
+        """Keeps the lease and the record alive; notices a lost claim and a cancellation."""
+        while True:
+            await asyncio.sleep(self._settings.jobs.heartbeat_seconds)
+            try:
+                await run.delivery.in_progress()
+                await self._check(run)
+            except BusUnavailable:
+                # The job goes on: its record decides at the end whether it was in vain.
+                await log.awarning("no heartbeat: the bus is away", job_key=run.key)
+
+    async def _check(self, run: Run) -> None:
+        now = datetime.now(UTC)
+        record = await self._books.jobs.change(
+            run.key, lambda record: lifecycle.alive(record, run.claim, now=now) if record else None
+        )
+        if record is None or not lifecycle.holds(record, run.claim):
+            run.is_lost = True
+            run.stop.set()
+        elif record.cancelled_by is not None:
+            run.stop.set()
+
+    async def _report(self, run: Run) -> None:
+        """Progress events, at most one a second; they are worth nothing late, so none is repeated."""
+        number, told = 0, None
+        while True:
+            await asyncio.sleep(PROGRESS_SECONDS)
+            line = run.latest
+            if line is None or line is told:
+                continue
+            number, told = number + 1, line
+            event = announcements.progress(
+                run.record, line, worker=self._settings.worker.name, now=datetime.now(UTC)
+            )
+            with contextlib.suppress(ArchaeologistError):
+                await publish(
+                    self._bus,
+                    event.type,
+                    encode(event),
+                    message_id=f"{run.key}:{run.claim.number}:progress:{number}",
+                    ttl_seconds=PROGRESS_TTL_SECONDS,
+                    deadline_seconds=PROGRESS_SECONDS,
+                )
+
+    # After the child.
+
+    async def _finish(self, run: Run, outcome: Succeeded | Failed) -> None:
+        record = await self._decide(run, outcome)
+        if record is None:
+            await self._discard(run)
+            return
+        try:
+            is_settled = await self._completion.settle(record)
+        except ArtifactUnwritable as error:
+            record = await self._decide(run, Failed(error=EventError(code=error.code, message=str(error))))
+            is_settled = record is None or await self._completion.settle(record)
+        if not is_settled:
+            await run.delivery.nak()
+            return
+        await asyncio.to_thread(self._completion.clean, run.record.job)
+        await acknowledge(run.delivery, record, self._books)
+
+    async def _decide(self, run: Run, outcome: Succeeded | Failed) -> JobRecord | None:
+        """The record with the outcome in it; None where the claim was lost."""
+        now = datetime.now(UTC)
+        where = places(run.record.job, run.claim.number, settings=self._settings)
+        mine: JobRecord | None = None
+
+        def step(record: JobRecord | None) -> JobRecord | None:
+            nonlocal mine
+            mine = None
+            if record is None:
+                return None
+            if isinstance(outcome, Failed):
+                mine = lifecycle.failed(record, outcome.error, claim=run.claim, now=now)
+            else:
+                mine = lifecycle.done(
+                    record,
+                    run.claim,
+                    outcome,
+                    artifact_path=str(where.artifact),
+                    sketch_path=str(where.sketch) if where.sketch else None,
+                    now=now,
+                )
+            return mine
+
+        await self._books.jobs.change(run.key, step)
+        return mine
+
+    async def _stopped(self, run: Run) -> None:
+        """The child was ended from here: by a cancellation, or because the daemon stops."""
+        now = datetime.now(UTC)
+        record = await self._books.jobs.change(
+            run.key, lambda record: lifecycle.stopped(record, run.claim, now=now) if record else None
+        )
+        if record is not None and record.state == "cancelled":
+            await asyncio.to_thread(self._completion.clean, run.record.job)
+            await self._completion.settle(record)
+            await run.delivery.ack_sync()
+            return
+        await self._hand_back(run, delay_seconds=0)
+
+    async def _hand_back(self, run: Run, *, delay_seconds: float) -> None:
+        now = datetime.now(UTC)
+        await asyncio.to_thread(self._completion.clean, run.record.job)
+        await self._books.jobs.change(
+            run.key, lambda record: lifecycle.handed_back(record, run.claim, now=now) if record else None
+        )
+        await log.ainfo("handed back", job_key=run.key)
+        await run.delivery.nak(delay_seconds)
+
+    async def _discard(self, run: Run) -> None:
+        """Another worker has the job: this one's files go, its message is not ours to acknowledge."""
+        where = places(run.record.job, run.claim.number, settings=self._settings)
+        for path in (where.temporary_artifact, where.temporary_sketch):
+            if path is not None:
+                await asyncio.to_thread(path.unlink, missing_ok=True)
+        await log.awarning("claim lost, result discarded", job_key=run.key)
+
+
+async def acknowledge(delivery: Received, record: JobRecord | None, books: Books) -> None:
+    """Ends a finished job's message, unless the job was queued anew meanwhile: then the message is its token."""
+    if record is not None:
+        entry = await books.jobs.get(record.job.job_key)
+        if entry is not None and entry.value.state == "queued":
+            await delivery.nak()
+            return
+        if record.state == "failed" and record.error is not None:
+            await delivery.term(record.error.code)
+            return
+    await delivery.ack_sync()

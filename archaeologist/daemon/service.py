@@ -1,0 +1,146 @@
+"""The daemon: everything that runs in its process, from the first connection to a clean end.
+
+``run`` is called by the command line. If one of its tasks dies, all stop and the process ends with the error: a
+service manager starts a whole daemon again, never a half one.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Iterator
+
+import structlog
+
+from archaeologist.bus.connection import Bus, connected, subscribe_core
+from archaeologist.bus.consumer import consume
+from archaeologist.bus.topology import ensure
+from archaeologist.daemon.completion import Completion
+from archaeologist.daemon.control import books
+from archaeologist.daemon.executor import Executor
+from archaeologist.daemon.intake import Intake
+from archaeologist.daemon.reconciliation import Reconciliation
+from archaeologist.daemon.watchdog import notify, watch
+from archaeologist.errors import BusUnavailable, TemporaryError
+from archaeologist.settings import Settings
+from contracts import subjects
+from contracts.ulid import new_ulid
+
+log = structlog.get_logger(__name__)
+
+SWEEP_SECONDS = 300.0
+ENSURE_RETRY_SECONDS = 2.0
+
+
+async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
+    """Serves until SIGTERM, SIGINT or ``stop``.
+
+    Raises:
+        BusUnavailable: The connection was closed for good.
+    """
+    stop = stop or asyncio.Event()
+    with _signals(stop):
+        async with _until(stop, settings) as bus:
+            if bus is not None:
+                await _serve(bus, settings, stop)
+    await log.ainfo("stopped")
+
+
+async def _serve(bus: Bus, settings: Settings, stop: asyncio.Event) -> None:
+    await _ensure(bus, settings, stop)
+    owner = f"{settings.worker.name}:{new_ulid()}"
+    memory = books(bus)
+    intake = Intake(bus, memory, settings)
+    executor = Executor(bus, memory, settings, owner=owner)
+    reconciliation = Reconciliation(memory, Completion(bus, memory, settings), settings)
+    prefix = subjects.cancel_subject("")
+    await subscribe_core(bus, f"{prefix}*", lambda subject: executor.cancel(subject.removeprefix(prefix)))
+    done = asyncio.Event()
+
+    async def work() -> None:
+        await executor.serve(stop)
+        done.set()
+
+    async def listen(stream: str, durable: str) -> None:
+        await consume(bus, stream, durable, intake.handle, stop=stop, ensure=lambda: ensure(bus, settings))
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(listen(subjects.CHECKPOINTS, subjects.INTAKE_CHECKPOINTS))
+        group.create_task(listen(subjects.REQUESTS, subjects.INTAKE_REQUESTS))
+        group.create_task(work())
+        group.create_task(_sweep(reconciliation, stop))
+        group.create_task(_end_with(bus, done))
+        group.create_task(watch(lambda: executor.ticked_at, done))
+        notify("READY=1")
+        await log.ainfo("ready", worker=settings.worker.name, root=str(settings.root_path))
+
+
+async def _ensure(bus: Bus, settings: Settings, stop: asyncio.Event) -> None:
+    """The topology, tried until it stands: the server may have just begun to answer."""
+    while not stop.is_set():
+        try:
+            await ensure(bus, settings)
+        except TemporaryError as error:
+            await log.awarning("the bus is not ready", reason=str(error))
+            await _pause(stop, ENSURE_RETRY_SECONDS)
+        else:
+            return
+
+
+async def _sweep(reconciliation: Reconciliation, stop: asyncio.Event) -> None:
+    while not stop.is_set():
+        try:
+            await reconciliation.sweep()
+        except TemporaryError as error:
+            await log.awarning("sweep put off", reason=str(error))
+        except Exception:
+            # The sweep is a safety net: a defect in it must not end the daemon that it serves.
+            await log.aexception("sweep failed")
+        await _pause(stop, SWEEP_SECONDS)
+
+
+async def _end_with(bus: Bus, done: asyncio.Event) -> None:
+    """Ends the daemon when the connection is closed for good."""
+    closed = asyncio.ensure_future(bus.closed.wait())
+    finished = asyncio.ensure_future(done.wait())
+    await asyncio.wait({closed, finished}, return_when=asyncio.FIRST_COMPLETED)
+    closed.cancel()
+    finished.cancel()
+    if bus.closed.is_set() and not done.is_set():
+        msg = "the connection to the bus was closed for good; the log says why, restart the daemon"
+        raise BusUnavailable(msg)
+
+
+@contextlib.asynccontextmanager
+async def _until(stop: asyncio.Event, settings: Settings) -> AsyncIterator[Bus | None]:
+    """A connection, waited for as long as it takes; None when ``stop`` comes first."""
+    async with contextlib.AsyncExitStack() as stack:
+        connecting = asyncio.ensure_future(
+            stack.enter_async_context(connected(settings.bus, name=settings.worker.name, wait=True))
+        )
+        stopping = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({connecting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if connecting.done():
+            yield connecting.result()
+            return
+        connecting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await connecting
+        yield None
+
+
+@contextlib.contextmanager
+def _signals(stop: asyncio.Event) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def _pause(stop: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), timeout=seconds)
