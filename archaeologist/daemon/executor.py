@@ -21,7 +21,7 @@ from archaeologist.daemon.completion import Completion
 from archaeologist.daemon.intake import bury
 from archaeologist.daemon.lifecycle import Claim, Standing
 from archaeologist.daemon.run import Run, Runner, acknowledge
-from archaeologist.errors import ArchaeologistError, BusUnavailable, TopologyMissing, WorkerLost
+from archaeologist.errors import BusUnavailable, TemporaryError, WorkerLost
 from archaeologist.settings import Settings
 from contracts import subjects
 from contracts.messages import EventError, Job, JobType, Priority, RequestId, encode
@@ -80,8 +80,10 @@ class Executor:
                     self._busy[job_type] += 1
                     group.create_task(self._deliver(job_type, received))
                     return True
-        except TopologyMissing as error:
-            await log.awarning("the queue's consumers are missing; waiting for them", reason=str(error))
+        except TemporaryError as error:
+            if self._bus.closed.is_set():
+                raise
+            await log.awarning("the queue cannot be read now", code=error.code, reason=str(error))
         return False
 
     async def _take(self, job_type: JobType) -> Received | None:
