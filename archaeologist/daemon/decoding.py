@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import msgspec
 
-from archaeologist.errors import JobTypeUnknown, MessageInvalid, MessageMalformed
+from archaeologist.errors import JobTypeUnknown, MessageInvalid, MessageMalformed, PermanentError
 from contracts import subjects
-from contracts.messages import AnalysisRequested, CheckpointSaved, SkillEvaluated
+from contracts.messages import AnalysisRequested, CheckpointSaved, RequestId, RequestIdText, SkillEvaluated
 
 MAX_BYTES: Final = 256 * 1024
 MAX_DEPTH: Final = 16
@@ -43,6 +43,14 @@ def decode(subject: str, body: bytes) -> Message:
     if isinstance(message, AnalysisRequested):
         _check_completeness(message)
     return message
+
+
+def request_id_of(body: bytes) -> RequestId | None:
+    """The id that a message carries, also where the rest of it is wrong: its asker waits for an answer under it."""
+    try:
+        return msgspec.convert(flattened(_json_object(body)).get("request_id"), RequestIdText)
+    except (msgspec.ValidationError, PermanentError):
+        return None
 
 
 def flattened(fields: dict[str, Any]) -> dict[str, Any]:

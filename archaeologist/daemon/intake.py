@@ -16,7 +16,7 @@ from archaeologist.bus.consumer import Received
 from archaeologist.bus.publisher import publish
 from archaeologist.daemon import announcements, policy
 from archaeologist.daemon.admission import Admission, Books, campaign_key
-from archaeologist.daemon.decoding import Message, decode
+from archaeologist.daemon.decoding import Message, decode, request_id_of
 from archaeologist.daemon.lifecycle import stamp
 from archaeologist.daemon.locating import resolve
 from archaeologist.artifacts.paths import CampaignFolder
@@ -45,13 +45,12 @@ class Intake:
         Raises:
             TemporaryError: The bus is away; the message will come again.
         """
-        request_id = _id_from(received)
+        request_id = request_id_of(received.data) or _id_from(received)
         try:
-            message = decode(received.subject, received.data)
-            request_id = message.request_id or request_id
             if await self._is_settled(request_id, received):
                 await received.ack()
                 return
+            message = decode(received.subject, received.data)
             outcome = await self._admit(message, request_id=request_id, received=received)
         except PermanentError as error:
             await self._refuse(error, request_id=request_id, received=received)

@@ -85,3 +85,10 @@ def test_any_bytes_are_a_message_or_a_refusal_that_can_be_announced(raw: bytes) 
 def test_the_request_in_a_failed_event_is_cut_at_four_kilobytes() -> None:
     assert announcements.as_received(b'{"a": 1}') == {"a": 1}
     assert announcements.as_received(b"x" * 10_000) == "x" * 4096
+
+
+def test_a_refused_message_is_answered_under_the_id_that_it_carries() -> None:
+    assert decoding.request_id_of(b'{"request_id": "R-1", "job_type": 5}') == "R-1"
+    assert decoding.request_id_of(b'{"payload": {"request_id": "R-2"}}') == "R-2"
+    for raw in (b"nope", b"{}", b'{"request_id": "a b"}', b'{"request_id": 5}', b'{"payload": 3}'):
+        assert decoding.request_id_of(raw) is None
