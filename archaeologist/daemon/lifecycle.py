@@ -179,6 +179,11 @@ def holds(record: JobRecord, claim: Claim) -> bool:
     return record.state == "running" and record.owner == claim.owner and record.claim == claim.number
 
 
+def is_ended_by(record: JobRecord, claim: Claim) -> bool:
+    """Whether a finished record was finished under this claim."""
+    return record.state in FINISHED and record.owner == claim.owner and record.claim == claim.number
+
+
 def stamp(moment: datetime) -> str:
     """RFC 3339 in UTC with milliseconds."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

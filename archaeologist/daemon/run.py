@@ -181,28 +181,24 @@ class Runner:
         """The record with the outcome in it; None where the claim was lost."""
         now = datetime.now(UTC)
         where = places(run.record.job, run.claim.number, settings=self._settings)
-        mine: JobRecord | None = None
 
         def step(record: JobRecord | None) -> JobRecord | None:
-            nonlocal mine
-            mine = None
             if record is None:
                 return None
             if isinstance(outcome, Failed):
-                mine = lifecycle.failed(record, outcome.error, claim=run.claim, now=now)
-            else:
-                mine = lifecycle.done(
-                    record,
-                    run.claim,
-                    outcome,
-                    artifact_path=str(where.artifact),
-                    sketch_path=str(where.sketch) if where.sketch else None,
-                    now=now,
-                )
-            return mine
+                return lifecycle.failed(record, outcome.error, claim=run.claim, now=now)
+            return lifecycle.done(
+                record,
+                run.claim,
+                outcome,
+                artifact_path=str(where.artifact),
+                sketch_path=str(where.sketch) if where.sketch else None,
+                now=now,
+            )
 
-        await self._books.jobs.change(run.key, step)
-        return mine
+        # Judged by what stands at the end: an update whose confirmation was lost is found already made.
+        record = await self._books.jobs.change(run.key, step)
+        return record if record is not None and lifecycle.is_ended_by(record, run.claim) else None
 
     async def _stopped(self, run: Run) -> None:
         """The child was ended from here: by a cancellation, or because the daemon stops."""

@@ -1,0 +1,105 @@
+"""Publishing that survives a lost connection: the same Nats-Msg-Id again, until the server says that it has it.
+
+While the server is away nats-py's publish times out although the buffered copy is still sent later; the id is what makes
+the repetition harmless.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+import nats.errors
+import nats.js.errors
+
+from archaeologist.bus.connection import Bus
+from archaeologist.errors import BusUnavailable, QueueFull, TopologyMissing
+from contracts import subjects
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS: Final = 0.5
+ATTEMPT_SECONDS: Final = 5.0
+STREAM_LIMIT: Final = 10077
+"""The server's code both for "maximum messages exceeded" and for "… per subject exceeded"."""
+
+
+class SubjectOccupied(Exception):  # noqa: N818 -- an answer, not an error
+    """The subject already holds its one message."""
+
+
+class Published(NamedTuple):
+    """Where a message lies in its stream."""
+
+    sequence: int
+    is_duplicate: bool
+    """True: the server knew the id already and stored nothing new."""
+
+
+async def publish(
+    bus: Bus,
+    subject: str,
+    payload: bytes,
+    *,
+    message_id: str,
+    headers: Mapping[str, str] | None = None,
+    ttl_seconds: int | None = None,
+    deadline_seconds: float | None = None,
+) -> Published:
+    """Stores a message in the stream of its subject, exactly once.
+
+    Args:
+        bus: The connection.
+        subject: A subject that a stream captures.
+        payload: The body.
+        message_id: ``Nats-Msg-Id``: the same for the same message, also after a crash.
+        headers: More headers.
+        ttl_seconds: The stream forgets the message after this time.
+        deadline_seconds: How long to try; None: until the connection is closed for good.
+
+    Raises:
+        BusUnavailable: The server did not confirm in time, or the connection is closed for good.
+        TopologyMissing: No stream captures the subject (with a deadline; without one it is waited for).
+        SubjectOccupied: A queue's subject already holds its message.
+        QueueFull: The stream is at its ceiling.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = None if deadline_seconds is None else loop.time() + deadline_seconds
+    all_headers = {**(headers or {}), subjects.MESSAGE_ID: message_id}
+    while True:
+        left = ATTEMPT_SECONDS if deadline is None else min(ATTEMPT_SECONDS, max(0.05, deadline - loop.time()))
+        try:
+            return await _publish_once(bus, subject, payload, headers=all_headers, ttl=ttl_seconds, timeout=left)
+        except (BusUnavailable, TopologyMissing) as error:
+            if bus.closed.is_set() or (deadline is not None and loop.time() + RETRY_SECONDS >= deadline):
+                raise
+            log.debug("publishing again", extra={"subject": subject, "reason": str(error)})
+        await asyncio.sleep(RETRY_SECONDS)
+
+
+async def _publish_once(
+    bus: Bus, subject: str, payload: bytes, *, headers: dict[str, str], ttl: int | None, timeout: float
+) -> Published:
+    try:
+        ack = await bus.jetstream.publish(subject, payload, timeout=timeout, headers=dict(headers), msg_ttl=ttl)
+    except nats.js.errors.NoStreamResponseError as error:
+        msg = f"no stream takes {subject!r} on {bus.shown}; run `archaeologist bus ensure`"
+        raise TopologyMissing(msg) from error
+    except nats.js.errors.APIError as error:
+        raise _refusal(bus, subject, error) from error
+    except (nats.errors.Error, OSError, TimeoutError) as error:
+        reason = bus.last_error or str(error) or type(error).__name__
+        msg = f"{subject!r} was not confirmed by the bus at {bus.shown} ({reason}); is the server up and the role allowed?"
+        raise BusUnavailable(msg) from error
+    return Published(sequence=int(ack.seq), is_duplicate=bool(ack.duplicate))
+
+
+def _refusal(bus: Bus, subject: str, error: nats.js.errors.APIError) -> Exception:
+    """The queue's answers come as 503, as does "JetStream is down": only code and text tell them apart."""
+    text = error.description or ""
+    if error.err_code == STREAM_LIMIT and "per subject" in text:
+        return SubjectOccupied(subject)
+    if error.err_code == STREAM_LIMIT:
+        msg = f"the stream of {subject!r} is full ({text}); wait until jobs are done, or cancel some"
+        return QueueFull(msg)
+    return BusUnavailable(f"{subject!r} was refused by the bus at {bus.shown}: {text or error} (code {error.err_code})")
