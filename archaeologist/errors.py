@@ -124,6 +124,12 @@ class HeaderInvalid(CheckpointError):
     code = "header_invalid"
 
 
+class ConfigInvalid(CheckpointError):
+    """The checkpoint's config.json is not what it must be."""
+
+    code = "config_invalid"
+
+
 class DtypeUnsupported(CheckpointError):
     """A tensor's dtype is not one that is read."""
 
@@ -142,6 +148,12 @@ class NothingComparable(CheckpointError):
     code = "nothing_comparable"
 
 
+class PinImpossible(PermanentError):
+    """The file system refuses the hard links that would keep a checkpoint."""
+
+    code = "pin_impossible"
+
+
 # Jobs.
 
 
@@ -155,6 +167,12 @@ class ArtifactInvalid(PermanentError):
     """A file that should be an artifact does not decode as one."""
 
     code = "artifact_invalid"
+
+
+class ArtifactMissing(PermanentError):
+    """No artifact lies where one was asked for."""
+
+    code = "artifact_missing"
 
 
 class JobTimedOut(PermanentError):
