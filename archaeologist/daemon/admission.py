@@ -5,7 +5,6 @@ record in the bucket decides what there is; the queue's message is only a token 
 """
 
 import asyncio
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -14,9 +13,8 @@ import structlog
 from msgspec.structs import replace
 
 from archaeologist.artifacts.paths import CampaignFolder
-from archaeologist.bus.queue import JobQueue
-from archaeologist.bus.records import Records
 from archaeologist.daemon import lifecycle, locating, policy
+from archaeologist.daemon.books import Books, campaign_key
 from archaeologist.daemon.lifecycle import stamp
 from archaeologist.errors import ArchaeologistError, PermanentError, QueueFull, ReferenceUnavailable
 from archaeologist.jobs import job_key
@@ -24,7 +22,7 @@ from archaeologist.paths import resolve_under
 from archaeologist.settings import PolicySettings, Settings
 from contracts import subjects
 from contracts.messages import AnalysisRequested, DriftMetric, Job, JobOptions, RequestId, Side
-from contracts.records import FINISHED, CampaignRecord, JobRecord, RequestRecord, SeenCheckpoint
+from contracts.records import FINISHED, CampaignRecord, JobRecord, SeenCheckpoint
 
 log = structlog.get_logger(__name__)
 
@@ -38,16 +36,6 @@ class Reference(NamedTuple):
     side: Side | None = None
     is_explicit: bool = False
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Books:
-    """The buckets and the queue: the daemon's memory."""
-
-    jobs: Records[JobRecord]
-    requests: Records[RequestRecord]
-    campaigns: Records[CampaignRecord]
-    queue: JobQueue
 
 
 class Admission:
@@ -298,11 +286,6 @@ class Admission:
                 record or empty, job.target.step, path=job.target.path, job_key=job.job_key, state="admitted"
             ),
         )
-
-
-def campaign_key(hero_id: str, campaign_id: str) -> str:
-    """Key of a campaign's record. The last part keeps a name that ends in a dot from making an invalid key."""
-    return f"{hero_id}/{campaign_id}/record"
 
 
 def _is_higher(one: str, other: str) -> bool:

@@ -18,7 +18,7 @@ from archaeologist.bus.connection import Bus
 from archaeologist.bus.log import find_message
 from archaeologist.bus.publisher import publish
 from archaeologist.daemon import announcements, lifecycle, policy
-from archaeologist.daemon.admission import Books, campaign_key
+from archaeologist.daemon.books import Books, campaign_key
 from archaeologist.errors import ArtifactUnwritable
 from archaeologist.settings import Settings
 from contracts import subjects

@@ -1,32 +1,24 @@
 """What people ask of a job: find it, cancel it. Used by the command line and the web edge, on any machine."""
 
 from datetime import UTC, datetime
+from typing import Final
 
 from archaeologist.bus.connection import Bus, publish_core
 from archaeologist.bus.publisher import publish
-from archaeologist.bus.queue import JobQueue
-from archaeologist.bus.records import Records
 from archaeologist.daemon import announcements, lifecycle
-from archaeologist.daemon.admission import Books
+from archaeologist.daemon.books import Books
 from archaeologist.errors import JobUnknown
 from contracts import subjects
 from contracts.messages import encode
-from contracts.records import CampaignRecord, JobRecord, RequestRecord
+from contracts.records import JobRecord, RequestRecord
 
-
-def books(bus: Bus) -> Books:
-    """The buckets and the queue of a bus."""
-    return Books(
-        jobs=Records(bus, subjects.JOB_RECORDS, JobRecord),
-        requests=Records(bus, subjects.REQUEST_RECORDS, RequestRecord),
-        campaigns=Records(bus, subjects.CAMPAIGN_RECORDS, CampaignRecord),
-        queue=JobQueue(bus),
-    )
+DEADLINE_SECONDS: Final = 5.0
+"""A person waits."""
 
 
 async def find(bus: Bus, identifier: str) -> tuple[RequestRecord | None, JobRecord | None]:
     """The request and the job behind a request's id or a job's key; None for what is not there (yet)."""
-    memory = books(bus)
+    memory = Books.on(bus, deadline_seconds=DEADLINE_SECONDS)
     request = await memory.requests.get(identifier)
     key = request.value.job_key if request else identifier
     job = await memory.jobs.get(key) if key else None
@@ -43,7 +35,7 @@ async def cancel(bus: Bus, identifier: str, *, by: str) -> JobRecord:
     if found is None:
         msg = f"job {identifier!r} is not known; `archaeologist jobs list` shows those that are"
         raise JobUnknown(msg)
-    memory, now = books(bus), datetime.now(UTC)
+    memory, now = Books.on(bus, deadline_seconds=DEADLINE_SECONDS), datetime.now(UTC)
     key = found.job.job_key
     record = await memory.jobs.change(
         key, lambda record: lifecycle.cancelled(record, by=by, now=now) if record else None

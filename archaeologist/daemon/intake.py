@@ -15,7 +15,8 @@ from archaeologist.bus.connection import Bus
 from archaeologist.bus.consumer import Received
 from archaeologist.bus.publisher import publish
 from archaeologist.daemon import announcements, policy
-from archaeologist.daemon.admission import Admission, Books, campaign_key
+from archaeologist.daemon.admission import Admission
+from archaeologist.daemon.books import Books, campaign_key
 from archaeologist.daemon.decoding import Message, decode, request_id_of
 from archaeologist.daemon.lifecycle import stamp
 from archaeologist.daemon.locating import resolve

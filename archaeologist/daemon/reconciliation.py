@@ -16,7 +16,7 @@ import structlog
 from archaeologist.artifacts.paths import CampaignFolder, campaign_folders
 from archaeologist.checkpoints import pins
 from archaeologist.daemon import policy
-from archaeologist.daemon.admission import Books, campaign_key
+from archaeologist.daemon.books import Books, campaign_key
 from archaeologist.daemon.completion import Completion
 from archaeologist.settings import Settings
 from contracts.records import FINISHED, JobRecord

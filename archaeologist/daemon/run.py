@@ -15,7 +15,7 @@ from archaeologist.bus.connection import Bus
 from archaeologist.bus.consumer import Received
 from archaeologist.bus.publisher import publish
 from archaeologist.daemon import announcements, lifecycle
-from archaeologist.daemon.admission import Books
+from archaeologist.daemon.books import Books
 from archaeologist.daemon.child import ChildLimits, Stopped, run_child
 from archaeologist.daemon.completion import Completion, places
 from archaeologist.daemon.lifecycle import Claim

@@ -15,7 +15,7 @@ from archaeologist.bus.connection import Bus, connected, subscribe_core
 from archaeologist.bus.consumer import consume
 from archaeologist.bus.topology import ensure
 from archaeologist.daemon.completion import Completion
-from archaeologist.daemon.control import books
+from archaeologist.daemon.books import Books
 from archaeologist.daemon.executor import Executor
 from archaeologist.daemon.intake import Intake
 from archaeologist.daemon.reconciliation import Reconciliation
@@ -48,7 +48,7 @@ async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
 async def _serve(bus: Bus, settings: Settings, stop: asyncio.Event) -> None:
     await _ensure(bus, settings, stop)
     owner = f"{settings.worker.name}:{new_ulid()}"
-    memory = books(bus)
+    memory = Books.on(bus)
     intake = Intake(bus, memory, settings)
     executor = Executor(bus, memory, settings, owner=owner)
     reconciliation = Reconciliation(memory, Completion(bus, memory, settings), settings)

@@ -15,7 +15,7 @@ from archaeologist.bus.log import events
 from archaeologist.bus.publisher import publish
 from archaeologist.bus.topology import ensure
 from archaeologist.artifacts.store import read_artifact
-from archaeologist.daemon.control import books
+from archaeologist.daemon.books import Books
 from archaeologist.settings import BusSettings, Settings
 from contracts import subjects
 from contracts.messages import Event
@@ -158,7 +158,7 @@ async def _send(storm: Storm, server: Server, daemon: Daemon, settings: Settings
 
 async def _until_all_ended(bus: Bus, storm: Storm) -> dict[str, tuple[RequestRecord, JobRecord | None]]:
     """What became of each request, once nothing is pending any more."""
-    memory = books(bus)
+    memory = Books.on(bus)
     wanted = {message.request_id for message in storm.messages}
     async with asyncio.timeout(420):
         while True:
