@@ -1,0 +1,1 @@
+"""The service between the bus and the child processes: intake, queue, executor, completion."""
