@@ -155,16 +155,18 @@ async def _read(
         msg = f"stream {stream} on {bus.shown} cannot be read: {bus.last_error or error}"
         raise BusUnavailable(msg) from error
     try:
+        received = 0
         while not (stop and stop.is_set()):
-            for message in await _batch(bus, subscription, stream):
-                yield message
-            if await _is_exhausted(bus, subscription, stream):
+            if await _is_exhausted(subscription, stream, received=received):
                 yield None
+            for message in await _batch(subscription, stream):
+                received += 1
+                yield message
     finally:
         await _drop(bus, stream, str(config.name), subscription)
 
 
-async def _batch(bus: Bus, subscription: JetStreamContext.PullSubscription, stream: str) -> list[Msg]:
+async def _batch(subscription: JetStreamContext.PullSubscription, stream: str) -> list[Msg]:
     try:
         return await subscription.fetch(BATCH, timeout=FETCH_SECONDS)
     except (nats.errors.TimeoutError, TimeoutError):
@@ -174,13 +176,16 @@ async def _batch(bus: Bus, subscription: JetStreamContext.PullSubscription, stre
         raise BusUnavailable(msg) from error
 
 
-async def _is_exhausted(bus: Bus, subscription: JetStreamContext.PullSubscription, stream: str) -> bool:
+async def _is_exhausted(
+    subscription: JetStreamContext.PullSubscription, stream: str, *, received: int
+) -> bool:
+    """Whether the server has nothing more and nothing is under way."""
     try:
         info = await subscription.consumer_info()
     except (nats.errors.Error, OSError, TimeoutError) as error:
         msg = f"reading stream {stream} broke off: {error}"
         raise BusUnavailable(msg) from error
-    return not info.num_pending and not subscription.pending_msgs
+    return not info.num_pending and int(info.delivered.consumer_seq) <= received
 
 
 async def _drop(bus: Bus, stream: str, name: str, subscription: JetStreamContext.PullSubscription) -> None:
