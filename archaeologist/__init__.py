@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     # Lazy, so that a trainer that imports the callback does not pay for the rest.
     if name in __all__:
-        from archaeologist import api
+        from archaeologist import api  # noqa: PLC0415 -- lazy, see above
 
         return getattr(api, name)
     msg = f"module {__name__!r} has no attribute {name!r}"

@@ -142,7 +142,9 @@ class WorkerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """This machine as a worker."""
 
     name: Annotated[str, Meta(pattern=NAME_PATTERN, max_length=128)] = field(
-        default_factory=lambda: re.sub(r"[^A-Za-z0-9._-]+|\.\.+", "-", socket.gethostname()).strip("-.")[:128] or "worker"
+        default_factory=lambda: (
+            re.sub(r"[^A-Za-z0-9._-]+|\.\.+", "-", socket.gethostname()).strip("-.")[:128] or "worker"
+        )
     )
     roles: tuple[str, ...] = ("analytics",)
     threads: Annotated[int, Meta(ge=0)] = 0

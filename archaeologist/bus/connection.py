@@ -1,8 +1,8 @@
 """One connection to the bus, and what survives its loss.
 
-nats-py gives up after two minutes by default and then stays closed for good; here it reconnects for ever, and ``closed``
-is set if it ends all the same, so that a daemon can end with an error instead of hanging. Logs through the standard
-library: this module runs inside trainers too.
+nats-py gives up after two minutes by default and then stays closed for good; here it reconnects for ever, and
+``closed`` is set if it ends all the same, so that a daemon can end with an error instead of hanging. Logs through the
+standard library: this module runs inside trainers too.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Pulling messages: one at a time for the job queue, a loop for intake.
 
-A fetch always has a timeout of a few seconds and is never cancelled: after a server's restart a pending one only ends by
-its timeout, and a cancelled one leaves its pull on the server, which then delivers into the void.
+A fetch always has a timeout of a few seconds and is never cancelled: after a server's restart a pending one only ends
+by its timeout, and a cancelled one leaves its pull on the server, which then delivers into the void.
 """
 
 import asyncio
@@ -184,14 +184,18 @@ async def _fetch(
     except nats.js.errors.APIError as error:
         if "deleted" in (error.description or "").lower():
             raise _missing(durable, error) from error
-        raise BusUnavailable(f"consumer {durable!r}: {error}") from error
+        raise _broken(durable, error) from error
     except (nats.errors.TimeoutError, TimeoutError):
         _check_open(bus)
         return []
     except (nats.errors.Error, OSError) as error:
         # On a closed connection fetch raises at once, without yielding: leave the loop on it.
         _check_open(bus)
-        raise BusUnavailable(f"consumer {durable!r}: {error}") from error
+        raise _broken(durable, error) from error
+
+
+def _broken(durable: str, error: Exception) -> BusUnavailable:
+    return BusUnavailable(f"consumer {durable!r} cannot be read now: {error}; it is tried again")
 
 
 def _missing(durable: str, error: Exception) -> TopologyMissing:

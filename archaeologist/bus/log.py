@@ -65,26 +65,17 @@ async def events(
         TopologyMissing: There is no Battle Log.
     """
     first, end = await _bounds(bus)
-    position = after_sequence if after_sequence is not None else 0
-    if last is not None:
-        position = max(position, end - last)
-    position = max(position, first - 1)
+    position = max(after_sequence or 0, first - 1, end - last if last is not None else 0)
     while not (stop and stop.is_set()):
         try:
             async for message in _read(bus, names.BATTLE_LOG, position, since=since, subjects=subjects, stop=stop):
+                if not follow and (message is None or message.metadata.sequence.stream > end):
+                    return
                 if message is None:
-                    if not follow:
-                        return
                     continue
                 position = message.metadata.sequence.stream
-                if not follow and position > end:
-                    return
                 if logged := _decoded(message):
                     yield logged
-                if not follow and position >= end:
-                    return
-            if not follow:
-                return
         except BusUnavailable as error:
             if not follow or bus.closed.is_set():
                 raise
@@ -176,9 +167,7 @@ async def _batch(subscription: JetStreamContext.PullSubscription, stream: str) -
         raise BusUnavailable(msg) from error
 
 
-async def _is_exhausted(
-    subscription: JetStreamContext.PullSubscription, stream: str, *, received: int
-) -> bool:
+async def _is_exhausted(subscription: JetStreamContext.PullSubscription, stream: str, *, received: int) -> bool:
     """Whether the server has nothing more and nothing is under way."""
     try:
         info = await subscription.consumer_info()

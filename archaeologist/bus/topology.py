@@ -133,20 +133,19 @@ async def ensure(bus: Bus, settings: Settings) -> list[Change]:
         TopologyConflict: A stream differs in what cannot be changed.
         BusUnavailable: The server is away, or the identity may not create streams.
     """
-    changes = []
+    changes: list[Change] = []
     try:
-        for config in streams(settings):
-            changes.append(await _ensure_stream(bus, config))
-        for bucket in buckets(settings):
-            changes.append(await _ensure_bucket(bus, bucket))
-        for durable in durables(settings):
-            changes.append(await _ensure_durable(bus, durable))
+        changes += [await _ensure_stream(bus, config) for config in streams(settings)]
+        changes += [await _ensure_bucket(bus, bucket) for bucket in buckets(settings)]
+        changes += [await _ensure_durable(bus, durable) for durable in durables(settings)]
     except nats.js.errors.APIError as error:
         msg = f"the bus at {bus.shown} refused its set-up: {error.description or error} (code {error.err_code})"
         raise BusUnavailable(msg) from error
     except (nats.errors.Error, OSError, TimeoutError) as error:
         reason = bus.last_error or str(error) or type(error).__name__
-        msg = f"the bus at {bus.shown} could not be set up ({reason}); JetStream must be on and the role allowed to manage it"
+        msg = (
+            f"the bus at {bus.shown} could not be set up ({reason}); turn JetStream on and allow the role to manage it"
+        )
         raise BusUnavailable(msg) from error
     return changes
 
@@ -189,8 +188,8 @@ async def _ensure_stream(bus: Bus, config: api.StreamConfig) -> Change:
         return Change("stream", name, "unchanged")
     if current.retention != config.retention:
         msg = (
-            f"stream {name} has retention {_plain(current.retention)!r}, it must be {_plain(config.retention)!r}, which a"
-            f" server never changes; save what it holds, delete it with `nats stream rm {name}` and ensure again"
+            f"stream {name} has retention {_plain(current.retention)!r}, it must be {_plain(config.retention)!r}, which"
+            f" a server never changes; save what it holds, delete it with `nats stream rm {name}` and ensure again"
         )
         raise TopologyConflict(msg)
     await bus.jetstream.update_stream(config)
@@ -239,7 +238,10 @@ async def _consumer(bus: Bus, durable: _Durable) -> api.ConsumerConfig | None:
 def _bucket_stream(config: api.KeyValueConfig) -> api.StreamConfig:
     """The part of a bucket's stream that is ours to say."""
     return api.StreamConfig(
-        name=f"KV_{config.bucket}", max_msgs_per_subject=config.history, max_age=config.ttl, num_replicas=config.replicas
+        name=f"KV_{config.bucket}",
+        max_msgs_per_subject=config.history,
+        max_age=config.ttl,
+        num_replicas=config.replicas,
     )
 
 

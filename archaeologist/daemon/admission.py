@@ -101,7 +101,9 @@ class Admission:
         metrics: tuple[DriftMetric, ...] = tuple(sorted(set(request.metrics or ("l2", "cosine"))))
         output = request.output_path
         if output is not None:
-            output = str(resolve_under(Path(locating.mapped(output, self._settings.paths)), self._settings.allowed_roots))
+            output = str(
+                resolve_under(Path(locating.mapped(output, self._settings.paths)), self._settings.allowed_roots)
+            )
         is_drift = request.job_type == "layer_drift"
         return JobOptions(
             compute_activations=request.compute_activations and not is_drift,
@@ -127,7 +129,7 @@ class Admission:
         if which == "none":
             return Reference()
         if which == "base":
-            return await self._base(folder, rules)
+            return await self._base(rules)
         return await self._remembered(folder, rules, target=target, which=which)
 
     async def _named(self, folder: CampaignFolder, path: str | None, step: int | None) -> Reference:
@@ -147,16 +149,13 @@ class Admission:
         entry = policy.find(record.value, step) if record else None
         return (await self._side_of(entry)) if entry else None
 
-    async def _base(self, folder: CampaignFolder, rules: PolicySettings) -> Reference:
+    async def _base(self, rules: PolicySettings) -> Reference:
         if rules.base is None:
             return Reference(notes=("no drift: reference is 'base' but no policy.base is set for this campaign",))
-        base = Path(rules.base).expanduser()
         try:
-            # The operator named it: it may lie outside the roots, has no step of its own and is never rotated.
-            found = await asyncio.to_thread(base.resolve, strict=True)
-            side = await asyncio.to_thread(locating.examine, found, 0, settings=self._settings)
+            side = await asyncio.to_thread(locating.base, rules.base, settings=self._settings)
         except (OSError, PermanentError) as error:
-            return Reference(notes=(f"no drift: policy.base {str(base)!r} cannot be read: {error}",))
+            return Reference(notes=(f"no drift: policy.base {rules.base!r} cannot be read: {error}",))
         return Reference(side)
 
     async def _remembered(

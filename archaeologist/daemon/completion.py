@@ -5,7 +5,6 @@ can be repeated by anybody who finds the record finished, and ends the same.
 """
 
 import asyncio
-import contextlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,6 @@ from archaeologist.bus.log import find_message
 from archaeologist.bus.publisher import publish
 from archaeologist.daemon import announcements, lifecycle, policy
 from archaeologist.daemon.books import Books, campaign_key
-from archaeologist.errors import ArtifactUnwritable
 from archaeologist.settings import Settings
 from contracts import subjects
 from contracts.messages import EventError, Job, encode
@@ -109,11 +107,11 @@ class Completion:
         state = "analysed" if record.state == "done" else "failed"
         await self._books.campaigns.change(
             campaign_key(job.hero_id, job.campaign_id),
-            lambda campaign: policy.mark(
-                campaign, job.target.step, path=job.target.path, job_key=job.job_key, state=state
-            )
-            if campaign
-            else None,
+            lambda campaign: (
+                policy.mark(campaign, job.target.step, path=job.target.path, job_key=job.job_key, state=state)
+                if campaign
+                else None
+            ),
         )
 
     async def _announce(self, record: JobRecord) -> int:
@@ -121,9 +119,7 @@ class Completion:
         message_id = announcements.message_id(record)
         since = datetime.fromisoformat(record.finished_at or record.queued_at)
         # The server's own deduplication forgets after a day, or with kill -9; the stream itself does not.
-        earlier = await find_message(
-            self._bus, subjects.BATTLE_LOG, message_id, subject=event.type, since=since
-        )
+        earlier = await find_message(self._bus, subjects.BATTLE_LOG, message_id, subject=event.type, since=since)
         if earlier is not None:
             return earlier
         return (await publish(self._bus, event.type, encode(event), message_id=message_id)).sequence
@@ -131,9 +127,7 @@ class Completion:
     async def _bury(self, record: JobRecord) -> None:
         error = record.error or EventError(code="internal_error", message="no reason recorded")
         headers = {
-            subjects.DEAD_SUBJECT: subjects.job_subject(
-                record.job.job_type, record.job.priority, record.job.job_key
-            ),
+            subjects.DEAD_SUBJECT: subjects.job_subject(record.job.job_type, record.job.priority, record.job.job_key),
             subjects.DEAD_STREAM: subjects.JOBS,
             subjects.DEAD_SEQUENCE: str(record.token or 0),
             subjects.DEAD_CODE: error.code,

@@ -48,7 +48,10 @@ async def cancel(bus: Bus, identifier: str, *, by: str) -> JobRecord:
         event = announcements.terminal(record, worker=None, now=now)
         published = await publish(bus, event.type, encode(event), message_id=announcements.message_id(record))
         run = record.job.run
-        record = await memory.jobs.change(
-            key, lambda record: lifecycle.announced(record, published.sequence, run=run) if record else None
-        ) or record
+        record = (
+            await memory.jobs.change(
+                key, lambda record: lifecycle.announced(record, published.sequence, run=run) if record else None
+            )
+            or record
+        )
     return record

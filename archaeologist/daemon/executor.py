@@ -6,6 +6,7 @@ lower priority is served after every few of higher ones.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -88,7 +89,9 @@ class Executor:
 
     async def _take(self, job_type: JobType) -> Received | None:
         waiting = {
-            priority: count for (kind, priority), count in (await self._books.queue.waiting()).items() if kind == job_type
+            priority: count
+            for (kind, priority), count in (await self._books.queue.waiting()).items()
+            if kind == job_type
         }
         priority = choose(waiting, streak=self._streak[job_type], low_after=self._settings.jobs.low_after)
         if priority is None:
@@ -100,10 +103,8 @@ class Executor:
         return received
 
     async def _idle(self) -> None:
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), timeout=self._settings.jobs.poll_seconds)
-        except TimeoutError:
-            pass
 
     async def _wake_on(self, stop: asyncio.Event) -> None:
         await stop.wait()
@@ -119,7 +120,7 @@ class Executor:
             if self._bus.closed.is_set():
                 raise
             await log.awarning("the bus went away; the job's message will come again", subject=received.subject)
-        except Exception:
+        except Exception:  # noqa: BLE001 -- one job's defect must not end the others
             await log.aexception("a delivery failed", subject=received.subject)
             await received.nak(self._settings.jobs.retry_delay_seconds)
         finally:
@@ -174,9 +175,7 @@ class Executor:
         """Claims by compare-and-set what was found, and runs it; somebody else's turn if it changed meanwhile."""
         now = datetime.now(UTC)
         wanted = lifecycle.claimed(found, owner=self._owner, token=received.sequence, now=now)
-        record = await self._books.jobs.change(
-            found.job.job_key, lambda record: wanted if record == found else None
-        )
+        record = await self._books.jobs.change(found.job.job_key, lambda record: wanted if record == found else None)
         if record != wanted:
             await received.nak(1.0)
             return

@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.bus.connection import Bus
 from archaeologist.bus.consumer import Received
 from archaeologist.bus.publisher import publish
@@ -20,7 +21,6 @@ from archaeologist.daemon.books import Books, campaign_key
 from archaeologist.daemon.decoding import Message, decode, request_id_of
 from archaeologist.daemon.lifecycle import stamp
 from archaeologist.daemon.locating import resolve
-from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.errors import ArchaeologistError, InternalError, PermanentError, RequestIdReused
 from archaeologist.settings import Settings
 from contracts import subjects
@@ -58,7 +58,7 @@ class Intake:
             return
         except ArchaeologistError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- see the comment
             # A defect of ours must not stop the loop, and repeating the message would repeat the defect.
             await log.aexception("intake failed", subject=received.subject, sequence=received.sequence)
             msg = f"{type(error).__name__}: {error}; this is a defect, the daemon's log has the traceback"
@@ -143,14 +143,16 @@ class Intake:
         )
         return await self._accept(request, request_id=request_id, received=received)
 
-    async def _accept(
-        self, request: AnalysisRequested, *, request_id: RequestId, received: Received
-    ) -> RequestRecord:
+    async def _accept(self, request: AnalysisRequested, *, request_id: RequestId, received: Received) -> RequestRecord:
         record = await self._admission.admit(
             request, request_id=request_id, received=announcements.as_received(received.data)
         )
         await log.ainfo(
-            "accepted", request_id=request_id, job_key=record.job.job_key, step=record.job.target.step, state=record.state
+            "accepted",
+            request_id=request_id,
+            job_key=record.job.job_key,
+            step=record.job.target.step,
+            state=record.state,
         )
         return RequestRecord(
             request_id=request_id,

@@ -35,7 +35,9 @@ def resolve(settings: Settings, folder: CampaignFolder, *, path: str | None, ste
     written = Path(mapped(path, settings.paths)) if path is not None else Path(f"checkpoint-{step}")
     found = resolve_under(_candidate(folder, written), settings.allowed_roots)
     if not found.exists():
-        msg = f"checkpoint {str(found)!r} is not there; it must exist when the request arrives, so raise save_total_limit"
+        msg = (
+            f"checkpoint {str(found)!r} is not there; it must exist when the request arrives, so raise save_total_limit"
+        )
         raise CheckpointMissing(msg)
     known = step if step is not None else step_of(found)
     if known is None:
@@ -71,6 +73,17 @@ def examine(path: Path, step: int, *, settings: Settings, recorded: Path | None 
     """
     index = read_index(path, allowed=settings.allowed_roots)
     return Side(path=str(recorded or path), step=step, read_path=str(path), fingerprint=fingerprint(index))
+
+
+def base(written: str, *, settings: Settings) -> Side:
+    """The base checkpoint of the settings: the operator named it, so it may lie anywhere; its step is 0 by default.
+
+    Raises:
+        CheckpointError: It cannot be read.
+        OSError: It is not there.
+    """
+    found = Path(written).expanduser().resolve(strict=True)
+    return examine(found, step_of(found) or 0, settings=settings)
 
 
 def pinned(side: Side, folder: CampaignFolder, *, settings: Settings) -> Located:

@@ -5,7 +5,6 @@ The record decides at each turn. A worker that finds its claim gone stops its ch
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -146,9 +145,7 @@ class Runner:
             if line is None or line is told:
                 continue
             number, told = number + 1, line
-            event = announcements.progress(
-                run.record, line, worker=self._settings.worker.name, now=datetime.now(UTC)
-            )
+            event = announcements.progress(run.record, line, worker=self._settings.worker.name, now=datetime.now(UTC))
             with contextlib.suppress(ArchaeologistError):
                 await publish(
                     self._bus,

@@ -14,8 +14,8 @@ import structlog
 from archaeologist.bus.connection import Bus, connected, subscribe_core
 from archaeologist.bus.consumer import consume
 from archaeologist.bus.topology import ensure
-from archaeologist.daemon.completion import Completion
 from archaeologist.daemon.books import Books
+from archaeologist.daemon.completion import Completion
 from archaeologist.daemon.executor import Executor
 from archaeologist.daemon.intake import Intake
 from archaeologist.daemon.reconciliation import Reconciliation
@@ -92,7 +92,7 @@ async def _sweep(reconciliation: Reconciliation, stop: asyncio.Event) -> None:
             await reconciliation.sweep()
         except TemporaryError as error:
             await log.awarning("sweep put off", reason=str(error))
-        except Exception:
+        except Exception:  # noqa: BLE001 -- see the comment
             # The sweep is a safety net: a defect in it must not end the daemon that it serves.
             await log.aexception("sweep failed")
         await _pause(stop, SWEEP_SECONDS)

@@ -1,4 +1,4 @@
-"""Two hundred messages, a quarter of them bad or repeated, while server and daemon are killed: nothing lost or doubled."""
+"""Two hundred messages, a quarter of them bad or repeated, server and daemon killed: nothing lost or doubled."""
 
 import asyncio
 import json
@@ -10,11 +10,11 @@ from typing import Any, Final
 
 import msgspec
 
+from archaeologist.artifacts.store import read_artifact
 from archaeologist.bus.connection import Bus, connected
 from archaeologist.bus.log import events
 from archaeologist.bus.publisher import publish
 from archaeologist.bus.topology import ensure
-from archaeologist.artifacts.store import read_artifact
 from archaeologist.daemon.books import Books
 from archaeologist.settings import BusSettings, Settings
 from contracts import subjects
@@ -63,7 +63,7 @@ class Storm:
     @classmethod
     def brewed(cls, root: Path) -> "Storm":
         """150 valid distinct requests, 25 repeats of some of them, 25 bad ones, shuffled but for the repeats."""
-        chance = random.Random(SEED)  # noqa: S311 -- a reproducible shuffle
+        chance = random.Random(SEED)
         valid = [_saved(root, step) for step in STEPS[:12]]
         pairs = [(base, target) for base in STEPS for target in STEPS if base != target]
         valid += [_drift(base, target) for base, target in chance.sample(pairs, 138)]
@@ -108,7 +108,9 @@ def _drift(base: int, target: int) -> Message:
             "request_id": request_id,
         },
     }
-    return Message(subjects.ANALYSIS_REQUESTED, json.dumps(body).encode(), request_id, is_valid=True, sending=request_id)
+    return Message(
+        subjects.ANALYSIS_REQUESTED, json.dumps(body).encode(), request_id, is_valid=True, sending=request_id
+    )
 
 
 def _bad(number: int) -> Message:
@@ -162,9 +164,7 @@ async def _until_all_ended(bus: Bus, storm: Storm) -> dict[str, tuple[RequestRec
     wanted = {message.request_id for message in storm.messages}
     async with asyncio.timeout(420):
         while True:
-            requests = {
-                key: request for key, request in (await memory.requests.all()).items() if key in wanted
-            }
+            requests = {key: request for key, request in (await memory.requests.all()).items() if key in wanted}
             jobs = await memory.jobs.all()
             if len(requests) == len(wanted) and all(
                 record.state in FINISHED and record.event_sequence is not None for record in jobs.values()
@@ -201,11 +201,13 @@ async def _check(
     assert len(terminal) == 150 + 25
 
     analysis = root / "campaigns" / HERO / CAMPAIGN / "analysis"
-    artifacts = [path for path in analysis.rglob("*.json") if path.parent.name in {"layer_stats", "layer_drift"}]
-    found = Counter(read_artifact(path).job_key for path in artifacts)
+    found = Counter(read_artifact(path).job_key for path in _files(analysis, "layer_*/*.json"))
     assert found == Counter(dict.fromkeys(keys, 1)), "each job has exactly one artifact"
-    left_over = [path.name for path in root.rglob("*.tmp")]
-    assert left_over == []
+    assert _files(root, "**/*.tmp") == []
     stream = await bus.jetstream.stream_info(subjects.JOBS)
     assert stream.state.messages == 0
     assert msgspec.json.encode(log), "the whole log is JSON again"
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    return sorted(folder.glob(pattern))

@@ -1,6 +1,9 @@
 """The life of a job, step by step."""
 
+from datetime import datetime
+
 import pytest
+from msgspec.structs import replace
 
 from archaeologist.daemon import lifecycle
 from archaeologist.daemon.lifecycle import Claim, Standing
@@ -136,8 +139,6 @@ def test_a_request_joins_once_and_only_the_first_hundred_are_listed() -> None:
 
 def test_the_notes_of_intake_come_before_the_childs_warnings_each_once() -> None:
     record, claim = running()
-    from msgspec.structs import replace
-
     record = replace(record, job=replace(record.job, notes=("note", "both")))
     outcome = replace(succeeded(), warnings=("both", "warning"))
     finished = lifecycle.done(record, claim, outcome, artifact_path="/a", sketch_path=None, now=NOW)
@@ -147,8 +148,6 @@ def test_the_notes_of_intake_come_before_the_childs_warnings_each_once() -> None
 
 @pytest.mark.parametrize("seconds", [0, 0.001, 59.9999])
 def test_times_are_rfc_3339_in_utc_and_read_back(seconds: float) -> None:
-    from datetime import datetime
-
     text = lifecycle.stamp(later(seconds))
     assert text.endswith("Z")
     assert abs((datetime.fromisoformat(text) - later(seconds)).total_seconds()) < 0.001
