@@ -9,7 +9,6 @@ only; which files a checkpoint has is ``index``'s business.
 import hashlib
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final, NoReturn
@@ -17,6 +16,7 @@ from typing import Any, Final, NoReturn
 from msgspec import Struct
 
 from archaeologist.errors import DtypeUnsupported, HeaderInvalid
+from archaeologist.files import read_at
 
 MAX_HEADER_BYTES: Final = 100_000_000
 """The format's own limit."""
@@ -106,9 +106,16 @@ def read_header(descriptor: int, *, file: str, size: int) -> Header:
 
 def parse(raw: bytes, *, data_bytes: int) -> tuple[StoredTensor, ...]:
     """The tensors that a header's JSON describes, in the order of their bytes; offsets are within the file."""
-    items = _decode(raw)
+    try:
+        members = decode_json(raw)
+    except ValueError as error:
+        msg = f"its header is not JSON as the format has it: {error}"
+        raise _Broken(msg) from error
+    if not isinstance(members, dict):
+        msg = f"its header is {shown(members)}, not a JSON object"
+        raise _Broken(msg)
     start = LENGTH_BYTES + len(raw)
-    tensors = [_tensor(name, value, start=start) for name, value in items if name != "__metadata__"]
+    tensors = [_tensor(name, value, start=start) for name, value in members.items() if name != "__metadata__"]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.size))
     _check_cover(tensors, start=start, data_bytes=data_bytes)
     return tuple(tensors)
@@ -127,50 +134,49 @@ def _read_bytes(descriptor: int, size: int) -> bytes:
     if size < LENGTH_BYTES:
         msg = f"{size} bytes, a file begins with {LENGTH_BYTES} bytes of header length: it is truncated"
         raise _Broken(msg)
-    length = int.from_bytes(os.pread(descriptor, LENGTH_BYTES, 0), "little")
+    length = int.from_bytes(read_at(descriptor, LENGTH_BYTES, 0), "little")
     if length > MAX_HEADER_BYTES:
         msg = f"header of {length} bytes, the format allows {MAX_HEADER_BYTES}: it is damaged or not safetensors"
         raise _Broken(msg)
     if LENGTH_BYTES + length > size:
         msg = f"header of {length} bytes in a file of {size} bytes: it is truncated"
         raise _Broken(msg)
-    raw = os.pread(descriptor, length, LENGTH_BYTES)
+    raw = read_at(descriptor, length, LENGTH_BYTES)
     if len(raw) != length:
         msg = f"header of {length} bytes ends after {len(raw)}: the file was cut while it was read"
         raise _Broken(msg)
     return raw
 
 
-def _decode(raw: bytes) -> list[tuple[str, Any]]:
-    """The header's members. Memory is bounded before it is spent: a value needs a comma or an opening bracket."""
+def decode_json(raw: bytes) -> Any:
+    """JSON in which no name stands twice. Memory is bounded before it is spent: a value needs a comma or a bracket.
+
+    Raises:
+        ValueError: It is something else, or has too many values.
+    """
     values = sum(raw.count(mark) for mark in (b",", b"[", b"{"))
     if values > MAX_VALUES:
-        msg = f"header with {values} values, at most {MAX_VALUES} are read"
-        raise _Broken(msg)
+        msg = f"{values} JSON values, at most {MAX_VALUES} are read"
+        raise ValueError(msg)
     try:
-        # ValueError covers broken JSON, numbers beyond Python's limit of digits and text that is not UTF-8.
-        decoded = json.loads(raw.decode("utf-8"), object_pairs_hook=_members, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        msg = f"header is not JSON: {error}"
-        raise _Broken(msg) from error
-    if not isinstance(decoded, dict):
-        msg = "header is not a JSON object"
-        raise _Broken(msg)
-    return list(decoded.items())
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=_members, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        msg = "nested too deeply"
+        raise ValueError(msg) from error
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        msg = f"key {shown(twice)} is there twice, a name stands once"
-        raise _Broken(msg)
+        msg = f"name {shown(twice)} is there twice, it stands once"
+        raise ValueError(msg)
     return members
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    msg = f"header holds {name}, which is no JSON"
-    raise _Broken(msg)
+    msg = f"{name} is no JSON value"
+    raise ValueError(msg)
 
 
 def _tensor(name: str, value: object, *, start: int) -> StoredTensor:

@@ -5,9 +5,7 @@ shards. Nothing but headers and JSON is read, with the standard library alone. O
 a pickle is never opened.
 """
 
-import json
 import os
-import stat
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from archaeologist.checkpoints.header import MAX_HEADER_BYTES, MAX_VALUES, Header, StoredTensor, read_header, shown
+from archaeologist.checkpoints.header import MAX_HEADER_BYTES, Header, StoredTensor, decode_json, read_header, shown
 from archaeologist.errors import (
     CheckpointEmpty,
     CheckpointError,
@@ -26,6 +24,7 @@ from archaeologist.errors import (
     IndexInvalid,
     ShardMissing,
 )
+from archaeologist.files import opened, read_bounded
 from archaeologist.paths import is_under
 
 SINGLE: Final = "model.safetensors"
@@ -101,6 +100,13 @@ class CheckpointIndex(Struct, frozen=True, kw_only=True):
         return sum(entry.size for entry in self.tensors.values()) + self.skipped_bytes
 
 
+Headers = dict[Path, tuple[Header, int]]
+"""By weight file: its header and its size in bytes."""
+
+Stored = tuple[Path, StoredTensor, str | None]
+"""A tensor, its file, and the reason where it is not to be read."""
+
+
 def read_index(path: Path, *, allowed: Sequence[Path] = ()) -> CheckpointIndex:
     """The index of a checkpoint's folder or of a single ``.safetensors`` file.
 
@@ -127,10 +133,12 @@ def read_index(path: Path, *, allowed: Sequence[Path] = ()) -> CheckpointIndex:
     roots = (folder, *allowed)
     files, weight_map = _weight_files(found, roots)
     headers = {file: _read_weight_file(file, logical) for logical, file in files.items()}
-    stored = _stored(headers, weight_map, files) if weight_map is not None else _all_of(headers)
+    stored = _of_index(headers, weight_map, files) if weight_map is not None else _all_of(headers)
     tensors, skipped, skipped_bytes = _sort_out(stored)
     if not tensors:
-        msg = f"checkpoint {str(found)!r} holds no weights, its files list no tensor that is read; save the model into it"
+        msg = (
+            f"checkpoint {str(found)!r} holds no weights, its files list no tensor that is read; save the model into it"
+        )
         raise CheckpointEmpty(msg)
     return CheckpointIndex(
         path=str(found),
@@ -187,7 +195,7 @@ def _inside(folder: Path, name: str, roots: Sequence[Path]) -> Path:
 
 
 def _read_weight_map(file: Path) -> dict[str, str]:
-    document = _read_json(file, limit=MAX_HEADER_BYTES, error=IndexInvalid)
+    document = _read_json(file, limit_bytes=MAX_HEADER_BYTES, error=IndexInvalid)
     weight_map = document.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         msg = f"index {str(file)!r} has weight_map {shown(weight_map)}, it needs tensor names with their shards; save again"
@@ -208,7 +216,9 @@ def _no_weights(folder: Path) -> CheckpointError:
     try:
         names = sorted(entry.name for entry in os.scandir(folder))
     except OSError as error:
-        return CheckpointError(f"checkpoint {str(folder)!r} cannot be listed: {error}; give this user the right to read it")
+        return CheckpointError(
+            f"checkpoint {str(folder)!r} cannot be listed: {error}; give this user the right to read it"
+        )
     for pattern, kind, remedy in _OTHER_FORMATS:
         for name in names:
             if fnmatchcase(name, pattern):
@@ -223,19 +233,22 @@ def _no_weights(folder: Path) -> CheckpointError:
 
 
 def _read_weight_file(file: Path, logical: str) -> tuple[Header, int]:
-    with _Opened(file) as (descriptor, size):
-        return read_header(descriptor, file=str(file.with_name(logical)), size=size), size
+    try:
+        with opened(file) as descriptor:
+            size = os.fstat(descriptor).st_size
+            return read_header(descriptor, file=str(file.with_name(logical)), size=size), size
+    except OSError as error:
+        msg = f"file {str(file)!r} cannot be read: {error.strerror}; give this user the right to read it"
+        raise CheckpointError(msg) from error
 
 
-def _all_of(headers: dict[Path, tuple[Header, int]]) -> list[tuple[Path, StoredTensor, str | None]]:
+def _all_of(headers: Headers) -> list[Stored]:
     return [(file, tensor, None) for file, (header, _) in headers.items() for tensor in header.tensors]
 
 
-def _stored(
-    headers: dict[Path, tuple[Header, int]], weight_map: dict[str, str], files: dict[str, Path]
-) -> list[tuple[Path, StoredTensor, str | None]]:
+def _of_index(headers: Headers, weight_map: dict[str, str], files: dict[str, Path]) -> list[Stored]:
     """Every tensor of every shard, with the reason where the index does not count it."""
-    listed = []
+    listed: list[Stored] = []
     missing = dict(weight_map)
     for file, tensor, _ in _all_of(headers):
         shard = weight_map.get(tensor.name)
@@ -251,9 +264,7 @@ def _stored(
     return listed
 
 
-def _sort_out(
-    stored: Iterable[tuple[Path, StoredTensor, str | None]],
-) -> tuple[dict[str, TensorEntry], dict[str, str], int]:
+def _sort_out(stored: Iterable[Stored]) -> tuple[dict[str, TensorEntry], dict[str, str], int]:
     """The tensors that are read, those that are not with the reason, and the latters' bytes.
 
     Raises:
@@ -310,7 +321,7 @@ def _read_config(folder: Path, roots: Sequence[Path]) -> dict[str, Any] | None:
     if not os.path.lexists(folder / CONFIG):
         return None
     file = _inside(folder, CONFIG, roots)
-    document = _read_json(file, limit=MAX_CONFIG_BYTES, error=ConfigInvalid)
+    document = _read_json(file, limit_bytes=MAX_CONFIG_BYTES, error=ConfigInvalid)
     nested = document.get("text_config")
     text = nested if isinstance(nested, dict) else {}
     values = {
@@ -326,7 +337,10 @@ def _read_config(folder: Path, roots: Sequence[Path]) -> dict[str, Any] | None:
 
 
 _CONFIG_RULES: Final = {
-    "architectures": (lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value), "a list of names"),
+    "architectures": (
+        lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value),
+        "a list of names",
+    ),
     "model_type": (lambda value: isinstance(value, str), "a name"),
     "tie_word_embeddings": (lambda value: isinstance(value, bool), "true or false"),
 }
@@ -335,51 +349,16 @@ _CONFIG_RULES: Final = {
 # Files.
 
 
-class _Opened:
-    """A regular file, open for reading, with its size: no link is followed, a pipe does not block."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._descriptor = -1
-
-    def __enter__(self) -> tuple[int, int]:
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        try:
-            self._descriptor = os.open(self._file, flags)
-            status = os.fstat(self._descriptor)
-        except OSError as error:
-            self.__exit__()
-            msg = f"file {str(self._file)!r} cannot be read: {error.strerror}; give this user the right to read it"
-            raise CheckpointError(msg) from error
-        if not stat.S_ISREG(status.st_mode):
-            self.__exit__()
-            msg = f"file {str(self._file)!r} is not a regular file; copy the checkpoint whole"
-            raise CheckpointError(msg)
-        return self._descriptor, status.st_size
-
-    def __exit__(self, *_: object) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-
-def _read_json(file: Path, *, limit: int, error: type[CheckpointError]) -> dict[str, Any]:
+def _read_json(file: Path, *, limit_bytes: int, error: type[CheckpointError]) -> dict[str, Any]:
     """A bounded JSON object."""
-    with _Opened(file) as (descriptor, size):
-        if size > limit:
-            msg = f"file {str(file)!r} has {size} bytes, at most {limit} are read; save the checkpoint again"
-            raise error(msg)
-        raw = os.pread(descriptor, limit, 0)
-    values = sum(raw.count(mark) for mark in (b",", b"[", b"{"))
-    if values > MAX_VALUES:
-        msg = f"file {str(file)!r} has {values} values, at most {MAX_VALUES} are read; save the checkpoint again"
-        raise error(msg)
     try:
-        document = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as cause:
-        msg = f"file {str(file)!r} is not JSON: {cause}; save the checkpoint again"
-        raise error(msg) from cause
+        raw = read_bounded(file, limit_bytes)
+    except OSError as cause:
+        raise error(f"file {str(file)!r} cannot be read: {cause.strerror}; save the checkpoint again") from cause
+    try:
+        document = decode_json(raw)
+    except ValueError as cause:
+        raise error(f"file {str(file)!r}: {cause}; save the checkpoint again") from cause
     if not isinstance(document, dict):
-        msg = f"file {str(file)!r} is not a JSON object; save the checkpoint again"
-        raise error(msg)
+        raise error(f"file {str(file)!r} is not a JSON object; save the checkpoint again")
     return document

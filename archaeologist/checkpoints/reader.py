@@ -7,11 +7,14 @@ end. Used by the walk from several threads at once. What the bytes mean is not k
 
 import contextlib
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from archaeologist.checkpoints.index import CheckpointIndex, TensorEntry
 from archaeologist.errors import CheckpointChanged, CheckpointError, CheckpointMissing
+from archaeologist.files import opened
 
 
 class Reader:
@@ -39,8 +42,7 @@ class Reader:
         """
         with contextlib.ExitStack() as files:
             for file, size in self._index.files.items():
-                descriptor = _open(file)
-                files.callback(os.close, descriptor)
+                descriptor = files.enter_context(_opened(file))
                 self._descriptors[file] = descriptor
                 found = os.fstat(descriptor).st_size
                 if found != size:
@@ -88,16 +90,18 @@ class Reader:
             os.posix_fadvise(descriptor, position, into.nbytes, os.POSIX_FADV_DONTNEED)
 
 
-def _open(file: str) -> int:
-    try:
-        # The index resolved every link: one that is here now was put in between.
-        return os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError as error:
-        msg = f"file {file!r} is no longer there; a checkpoint must stay until it is read: raise save_total_limit or enable pins"
-        raise CheckpointMissing(msg) from error
-    except OSError as error:
-        msg = f"file {file!r} cannot be read: {error.strerror}; give this user the right to read it"
-        raise CheckpointError(msg) from error
+@contextlib.contextmanager
+def _opened(file: str) -> Iterator[int]:
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(opened(Path(file)))
+        except FileNotFoundError as error:
+            msg = f"file {file!r} is no longer there; it must stay until it is read: raise save_total_limit or enable pins"
+            raise CheckpointMissing(msg) from error
+        except OSError as error:
+            msg = f"file {file!r} cannot be read: {error.strerror}; give this user the right to read it"
+            raise CheckpointError(msg) from error
+        yield descriptor
 
 
 def _changed(file: str, what: str) -> CheckpointChanged:

@@ -1,0 +1,242 @@
+"""Artifacts written whole or not at all, put in place once, and read with their types checked.
+
+The child writes a temporary file beside the final one and flushes it to the disk; the daemon, once the job's record
+says done, puts it in place. Every step can be repeated after a crash and ends in the same state. What an artifact
+says is not looked at, but for whose it is.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from archaeologist.errors import ArtifactInvalid, ArtifactMissing, ArtifactUnwritable
+from archaeologist.files import locked, read_bounded
+from contracts.artifacts import ARTIFACT_VERSION, Artifact, LayerDrift, LayerStats
+
+MAX_ARTIFACT_BYTES: Final = 256_000_000
+
+_KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_LINKS_IMPOSSIBLE: Final = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
+
+ArtifactType = TypeVar("ArtifactType", LayerStats, LayerDrift)
+
+
+class _Peek(Struct, frozen=True):
+    """The little of an artifact that says what it is."""
+
+    version: int
+    job_key: str
+    checkpoint_path: str | None = None
+    base_checkpoint: str | None = None
+
+
+# Writing.
+
+
+def temporary_path(final: Path, job_key: str, claim: int) -> Path:
+    """Where a claim on a job writes before its file is put in place: beside the final one, hidden."""
+    return final.with_name(f".{job_key}.{claim}.tmp")
+
+
+def temporaries(folder: Path, job_key: str) -> tuple[Path, ...]:
+    """The temporary files of every claim on a job."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        names = sorted(entry.name for entry in os.scandir(folder))
+        return tuple(folder / name for name in names if name.startswith(f".{job_key}.") and name.endswith(".tmp"))
+    return ()
+
+
+def remove_temporaries(folder: Path, job_key: str) -> None:
+    """Removes the temporary files of every claim on a job."""
+    for file in temporaries(folder, job_key):
+        file.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes) -> str:
+    """The SHA-256 of the content, in hexadecimal, once it lies on the disk under ``path``; the folder is made.
+
+    Args:
+        path: A temporary file: a reader may see it half written.
+        content: All of it.
+
+    Raises:
+        ArtifactUnwritable: The disk is full or read-only, or the folder forbidden; nothing is left behind.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_flushed(path, content)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise _unwritable(path, error) from error
+    return hashlib.sha256(content).hexdigest()
+
+
+def put_in_place(temporary: Path, final: Path, *, superseded_folder: Path | None) -> None:
+    """Gives a finished temporary file its final name. At every moment a reader finds the old artifact or the new one.
+
+    An artifact of another job that lies there is kept as ``{its job_key}.json`` in the superseded folder first. A
+    repeat after a crash finds what is left to do: nothing, where the temporary file is gone and the final one there.
+
+    Args:
+        temporary: Written by ``write_whole``.
+        final: Its name from now on.
+        superseded_folder: ``analysis/superseded`` of the campaign; None for a file that simply replaces, a sketch.
+
+    Raises:
+        ArtifactUnwritable: The file system refuses, or a file that is no artifact lies there.
+        ArtifactMissing: Neither file is there.
+    """
+    try:
+        with locked(final.parent) as folder:
+            if temporary.exists():
+                if superseded_folder is not None:
+                    _keep_aside(temporary, final, superseded_folder)
+                temporary.replace(final)
+            elif not final.exists():
+                msg = f"neither {str(temporary)!r} nor {str(final)!r} is there; request the analysis again with force"
+                raise ArtifactMissing(msg)
+            os.fsync(folder)
+    except OSError as error:
+        raise _unwritable(final, error) from error
+    if superseded_folder is not None and (owner := _owner(final)):
+        # It owns its path again: an earlier run's copy would be a second one under the same key.
+        (superseded_folder / f"{owner}.json").unlink(missing_ok=True)
+
+
+def _keep_aside(temporary: Path, final: Path, superseded_folder: Path) -> None:
+    """Keeps what another job left at the final path; the path itself stays as it is."""
+    if not os.path.lexists(final):
+        return
+    owner = _owner(final)
+    if owner is not None and owner == _owner(temporary):
+        return
+    if owner is None and not final.is_relative_to(superseded_folder.parent):
+        msg = f"file {str(final)!r} is no artifact, only artifacts are replaced; name another output_path"
+        raise ArtifactUnwritable(msg)
+    superseded_folder.mkdir(parents=True, exist_ok=True)
+    with locked(superseded_folder) as folder:
+        name = owner or f"unreadable-{secrets.token_hex(8)}"
+        _copy(final.resolve(), superseded_folder / f"{name}.json")
+        os.fsync(folder)
+
+
+def _copy(file: Path, to: Path) -> None:
+    """A second name for the bytes where links are possible, else a copy; ``to`` is whole or not there."""
+    half_made = to.with_name(f".{to.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        os.link(file, half_made, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _LINKS_IMPOSSIBLE:
+            raise
+        _write_flushed(half_made, file.read_bytes())
+    half_made.replace(to)
+
+
+def _write_flushed(path: Path, content: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o644), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _owner(path: Path) -> str | None:
+    """The job whose artifact a file is; None where it is none."""
+    try:
+        key = msgspec.json.decode(read_bounded(path.resolve(), MAX_ARTIFACT_BYTES), type=_Peek).job_key
+    except (OSError, ValueError, RecursionError):
+        return None
+    return key if _KEY.fullmatch(key) else None
+
+
+def _unwritable(path: Path, error: OSError) -> ArtifactUnwritable:
+    remedies = {
+        errno.ENOSPC: "free space on its disk",
+        errno.EDQUOT: "raise the user's quota",
+        errno.EROFS: "mount its file system writable",
+        errno.EACCES: "give this user the right to write there",
+        errno.EPERM: "give this user the right to write there",
+    }
+    remedy = remedies.get(error.errno or 0, "check its folder and its disk")
+    return ArtifactUnwritable(f"artifact {str(path)!r} cannot be written: {error.strerror or error}; {remedy}")
+
+
+# Reading.
+
+
+def read_layer_stats(path: Path) -> LayerStats:
+    """The ``layer_stats`` artifact in a file.
+
+    Raises:
+        ArtifactMissing: No file is there.
+        ArtifactInvalid: It is not such an artifact, or of a later version.
+    """
+    return _decode(path, _read(path), LayerStats)
+
+
+def read_layer_drift(path: Path) -> LayerDrift:
+    """The ``layer_drift`` artifact in a file.
+
+    Raises:
+        ArtifactMissing: No file is there.
+        ArtifactInvalid: It is not such an artifact, or of a later version.
+    """
+    return _decode(path, _read(path), LayerDrift)
+
+
+def read_artifact(path: Path) -> Artifact:
+    """The artifact in a file, of whichever type.
+
+    Raises:
+        ArtifactMissing: No file is there.
+        ArtifactInvalid: It is not an artifact, or of a later version.
+    """
+    raw = _read(path)
+    peek = _peek(path, raw)
+    if peek.base_checkpoint is not None:
+        return _decode(path, raw, LayerDrift)
+    return _decode(path, raw, LayerStats)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_bounded(path.resolve(strict=True), MAX_ARTIFACT_BYTES)
+    except FileNotFoundError as error:
+        msg = f"artifact {str(path)!r} is not there; request the analysis"
+        raise ArtifactMissing(msg) from error
+    except (OSError, RuntimeError) as error:
+        msg = f"artifact {str(path)!r} cannot be read: {error}; check the file, or move it away and analyse again"
+        raise ArtifactInvalid(msg) from error
+
+
+def _peek(path: Path, raw: bytes) -> _Peek:
+    try:
+        peek = msgspec.json.decode(raw, type=_Peek)
+    except (ValueError, RecursionError) as error:
+        raise _invalid(path, error) from error
+    if peek.version > ARTIFACT_VERSION:
+        msg = f"artifact {str(path)!r} has version {peek.version}, versions up to {ARTIFACT_VERSION} are read; upgrade"
+        raise ArtifactInvalid(msg)
+    return peek
+
+
+def _decode(path: Path, raw: bytes, kind: type[ArtifactType]) -> ArtifactType:
+    _peek(path, raw)
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except (ValueError, RecursionError) as error:
+        raise _invalid(path, error) from error
+
+
+def _invalid(path: Path, error: Exception) -> ArtifactInvalid:
+    msg = f"artifact {str(path)!r} is not one: {error}; move it away and request the analysis again with force"
+    return ArtifactInvalid(msg)

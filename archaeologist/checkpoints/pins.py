@@ -1,0 +1,186 @@
+"""Pins: hard links that keep a checkpoint's bytes after its trainer has rotated it away.
+
+A pin is a folder ``.pins/{step}-{fingerprint[:12]}`` of the campaign that reads like the checkpoint itself. It costs no
+disk until the trainer deletes the original, and leaves the original's folder untouched, whose time decides what the
+trainer rotates. A file that is overwritten in place changes under the pin as well: the fingerprint tells.
+The daemon pins at admission and releases in its sweep. Which pins are needed is not decided here.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final
+
+from archaeologist.checkpoints.header import shown
+from archaeologist.checkpoints.index import CONFIG, SHARDED, SINGLE
+from archaeologist.errors import CheckpointMissing, PinImpossible
+from archaeologist.files import locked
+from archaeologist.paths import is_under
+
+TRAINER_FILES: Final = ("optimizer*", "scheduler*", "rng_state*", "scaler*", "training_args*")
+"""Large or pickled, and never read."""
+
+_WEIGHTS: Final = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_HALF_MADE: Final = ".tmp"
+
+_REMEDIES: Final = {
+    errno.EXDEV: "checkpoints and pins must lie on one file system under one mount",
+    errno.EPERM: "the kernel refuses links to other users' files (fs.protected_hardlinks): run as the trainer's user",
+    errno.EACCES: "this user must be allowed to write to the campaign's folder",
+    errno.EROFS: "the campaign's folder must be writable",
+}
+
+
+def pin_name(step: int, fingerprint: str) -> str:
+    """The name of a checkpoint's pin: the same content of the same step has the same one."""
+    return f"{step}-{fingerprint[:12]}"
+
+
+def pin(source: Path, pins: Path, name: str, *, allowed: Sequence[Path] = ()) -> Path:
+    """The pin's folder, made if it is not there; pinning twice gives the same one and makes it young again.
+
+    Args:
+        source: A checkpoint's folder, or a single weight file, which the pin names ``model.safetensors``.
+        pins: The campaign's folder of pins, made if it is not there.
+        name: From ``pin_name``.
+        allowed: Folders besides the checkpoint's own into which its links may lead, as for ``read_index``.
+
+    Raises:
+        PinImpossible: The file system refuses; the reason is in the message.
+        CheckpointMissing: The checkpoint went away meanwhile.
+    """
+    _check_name(name)
+    target = pins / name
+    try:
+        pins.mkdir(parents=True, exist_ok=True)
+        with locked(pins) as descriptor:
+            if target.is_dir():
+                os.utime(target)
+                return target
+            half_made = pins / f".{name}.{secrets.token_hex(4)}{_HALF_MADE}"
+            half_made.mkdir()
+            try:
+                _link_all(source, half_made, allowed)
+                half_made.rename(target)
+            except BaseException:
+                shutil.rmtree(half_made, ignore_errors=True)
+                raise
+            os.fsync(descriptor)
+    except FileNotFoundError as error:
+        msg = f"checkpoint {str(source)!r} went away while it was pinned; raise save_total_limit"
+        raise CheckpointMissing(msg) from error
+    except OSError as error:
+        raise _impossible(source, pins, error) from error
+    return target
+
+
+def unpin(pins: Path, name: str) -> None:
+    """Removes a pin; nothing where there is none."""
+    _check_name(name)
+    with contextlib.suppress(FileNotFoundError), locked(pins):
+        _remove(pins / name)
+
+
+def release(pins: Path, *, keep: Collection[str], older_than_seconds: float) -> tuple[str, ...]:
+    """The names of the pins that were removed: those not to be kept, and half-made ones.
+
+    Args:
+        pins: The campaign's folder of pins; it may be missing.
+        keep: Names that stay.
+        older_than_seconds: A younger pin stays as well: its job's record may be on its way.
+    """
+    released = []
+    with contextlib.suppress(FileNotFoundError), locked(pins):
+        for entry in _folders(pins):
+            age_seconds = time.time() - entry.stat(follow_symlinks=False).st_mtime
+            if entry.name in keep or age_seconds < older_than_seconds:
+                continue
+            _remove(pins / entry.name)
+            if not entry.name.endswith(_HALF_MADE):
+                released.append(entry.name)
+    return tuple(released)
+
+
+def listed(pins: Path) -> tuple[str, ...]:
+    """The names of all pins."""
+    with contextlib.suppress(FileNotFoundError):
+        return tuple(entry.name for entry in _folders(pins) if not entry.name.endswith(_HALF_MADE))
+    return ()
+
+
+def size_bytes(pins: Path) -> int:
+    """The disk that releasing every pin would free: files of which only pins are left."""
+    links: Counter[tuple[int, int]] = Counter()
+    found = {}
+    for file in pins.glob("*/*"):
+        status = file.stat(follow_symlinks=False)
+        inode = status.st_dev, status.st_ino
+        links[inode] += 1
+        found[inode] = status
+    return sum(status.st_size for inode, status in found.items() if status.st_nlink == links[inode])
+
+
+def _link_all(source: Path, folder: Path, allowed: Sequence[Path]) -> None:
+    for file, name in _files(source):
+        original = file.resolve(strict=True)
+        if not original.is_file():
+            continue
+        if not is_under(original, (source if source.is_dir() else source.parent, *allowed)):
+            if not _is_needed(name):
+                continue
+            raise OSError(errno.EPERM, f"its file {shown(name)} is a link out of the folder to {str(original)!r}")
+        # Resolved, so that the bytes are linked and not a link that dangles when they are gone.
+        os.link(original, folder / name, follow_symlinks=False)
+
+
+def _files(source: Path) -> Iterator[tuple[Path, str]]:
+    """What belongs to a checkpoint, with the name that it gets in the pin."""
+    if source.is_dir():
+        folder, left_out = source, TRAINER_FILES
+    else:
+        # The other weights beside a single file belong to other checkpoints.
+        folder, left_out = source.parent, (*TRAINER_FILES, *_WEIGHTS, SHARDED)
+        yield source, SINGLE
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        is_left_out = any(fnmatchcase(entry.name, pattern) for pattern in left_out)
+        if not is_left_out and (entry.is_file() or entry.is_symlink()):
+            yield folder / entry.name, entry.name
+
+
+def _is_needed(name: str) -> bool:
+    return name in {CONFIG, SHARDED} or name.endswith(".safetensors")
+
+
+def _folders(pins: Path) -> list[os.DirEntry[str]]:
+    return sorted((entry for entry in os.scandir(pins) if entry.is_dir(follow_symlinks=False)), key=lambda e: e.name)
+
+
+def _remove(folder: Path) -> None:
+    """Renamed first: a pin is whole or not there, whenever this process dies."""
+    if not folder.name.endswith(_HALF_MADE):
+        doomed = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{_HALF_MADE}")
+        folder.rename(doomed)
+        folder = doomed
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name) or name.endswith(_HALF_MADE):
+        msg = f"pin name {name!r} is not one that pin_name gives"
+        raise ValueError(msg)
+
+
+def _impossible(source: Path, pins: Path, error: OSError) -> PinImpossible:
+    remedy = _REMEDIES.get(error.errno or 0, "see 'archaeologist doctor'")
+    reason = error.strerror or str(error)
+    msg = f"checkpoint {str(source)!r} cannot be pinned in {str(pins)!r} ({reason}): {remedy}, or set pins.enabled = false"
+    return PinImpossible(msg)

@@ -1,0 +1,37 @@
+"""Which training step a checkpoint belongs to, from what lies on disk."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from archaeologist.files import read_bounded
+
+TRAINER_STATE: Final = "trainer_state.json"
+MAX_TRAINER_STATE_BYTES: Final = 256_000_000
+"""Its log grows with the run; only one number of it is decoded."""
+
+_NAME: Final = re.compile(r"checkpoint-([0-9]{1,15})")
+
+
+class _TrainerState(Struct, frozen=True):
+    global_step: Annotated[int, Meta(ge=0, le=10**15)]
+
+
+def step_of(path: Path) -> int | None:
+    """The step: the folder's name ``checkpoint-{step}``, else ``global_step`` of trainer_state.json, else None.
+
+    Args:
+        path: The checkpoint's folder, or a weight file in it.
+    """
+    folder = path.parent if path.suffix == ".safetensors" and not path.is_dir() else path
+    if match := _NAME.fullmatch(folder.name):
+        return int(match[1])
+    try:
+        state = read_bounded(folder / TRAINER_STATE, MAX_TRAINER_STATE_BYTES)
+        return msgspec.json.decode(state, type=_TrainerState).global_step
+    except (OSError, ValueError, RecursionError):
+        # Not there, not readable, not a trainer's: the caller asks for the step to be named.
+        return None
