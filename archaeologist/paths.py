@@ -24,7 +24,10 @@ def resolve_under(path: Path, allowed_roots: Sequence[Path]) -> Path:
         return found
     names = ", ".join(repr(str(root)) for root in roots)
     led = "" if str(found) == str(path) else f" leads to {str(found)!r} and"
-    msg = f"path {str(path)!r}{led} lies outside the allowed roots {names}; move it there or name its folder in the setting 'allowed'"
+    msg = (
+        f"path {str(path)!r}{led} lies outside the allowed roots {names};"
+        " move it there or name its folder in the setting 'allowed'"
+    )
     raise PathOutsideRoot(msg)
 
 

@@ -31,7 +31,10 @@ class CampaignFolder(Struct, frozen=True, kw_only=True):
         """
         for kind, name in (("hero_id", hero_id), ("campaign_id", campaign_id)):
             if not _NAME.match(name):
-                msg = f"{kind} {name[:200]!r} is not a plain name; use up to 128 letters, digits, '.', '_' and '-', not first '.' and never '..'"
+                msg = (
+                    f"{kind} {name[:200]!r} is not a plain name; use up to 128 letters, digits, '.', '_' and '-',"
+                    " with a letter or digit first and never '..'"
+                )
                 raise MessageInvalid(msg)
         return cls(root=root, hero_id=hero_id, campaign_id=campaign_id)
 

@@ -28,6 +28,8 @@ MAX_SIZE: Final = 2**63 - 1
 
 LENGTH_BYTES: Final = 8
 
+_SHOWN_CHARACTERS: Final = 120
+
 DTYPE_BITS: Final = {
     "BOOL": 8,
     "F4": 4,
@@ -76,7 +78,7 @@ class Header(Struct, frozen=True, kw_only=True):
     """Hash of the header's bytes."""
 
 
-class _Broken(Exception):  # noqa: N818 - never leaves this module
+class _Broken(Exception):
     """What is wrong, without the file's name."""
 
 
@@ -127,9 +129,6 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 
-_SHOWN_CHARACTERS: Final = 120
-
-
 def _read_bytes(descriptor: int, size: int) -> bytes:
     if size < LENGTH_BYTES:
         msg = f"{size} bytes, a file begins with {LENGTH_BYTES} bytes of header length: it is truncated"
@@ -148,7 +147,7 @@ def _read_bytes(descriptor: int, size: int) -> bytes:
     return raw
 
 
-def decode_json(raw: bytes) -> Any:
+def decode_json(raw: bytes) -> object:
     """JSON in which no name stands twice. Memory is bounded before it is spent: a value needs a comma or a bracket.
 
     Raises:

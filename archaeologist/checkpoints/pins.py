@@ -20,15 +20,13 @@ from pathlib import Path
 from typing import Final
 
 from archaeologist.checkpoints.header import shown
-from archaeologist.checkpoints.index import CONFIG, SHARDED, SINGLE
+from archaeologist.checkpoints.index import CONFIG
+from archaeologist.checkpoints.layout import SHARDED, SINGLE, TRAINER_FILES
 from archaeologist.errors import CheckpointMissing, PinImpossible
 from archaeologist.files import locked
 from archaeologist.paths import is_under
 
-TRAINER_FILES: Final = ("optimizer*", "scheduler*", "rng_state*", "scaler*", "training_args*")
-"""Large or pickled, and never read."""
-
-_WEIGHTS: Final = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
+_WEIGHTS: Final = (SHARDED, "*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _HALF_MADE: Final = ".tmp"
 
@@ -144,11 +142,11 @@ def _link_all(source: Path, folder: Path, allowed: Sequence[Path]) -> None:
 
 def _files(source: Path) -> Iterator[tuple[Path, str]]:
     """What belongs to a checkpoint, with the name that it gets in the pin."""
-    if source.is_dir():
-        folder, left_out = source, TRAINER_FILES
-    else:
+    folder: Path = source
+    left_out: tuple[str, ...] = TRAINER_FILES
+    if not source.is_dir():
         # The other weights beside a single file belong to other checkpoints.
-        folder, left_out = source.parent, (*TRAINER_FILES, *_WEIGHTS, SHARDED)
+        folder, left_out = source.parent, (*TRAINER_FILES, *_WEIGHTS)
         yield source, SINGLE
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         is_left_out = any(fnmatchcase(entry.name, pattern) for pattern in left_out)
@@ -182,5 +180,8 @@ def _check_name(name: str) -> None:
 def _impossible(source: Path, pins: Path, error: OSError) -> PinImpossible:
     remedy = _REMEDIES.get(error.errno or 0, "see 'archaeologist doctor'")
     reason = error.strerror or str(error)
-    msg = f"checkpoint {str(source)!r} cannot be pinned in {str(pins)!r} ({reason}): {remedy}, or set pins.enabled = false"
+    msg = (
+        f"checkpoint {str(source)!r} cannot be pinned in {str(pins)!r} ({reason}): {remedy},"
+        " or set pins.enabled = false"
+    )
     return PinImpossible(msg)

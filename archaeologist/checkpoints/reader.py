@@ -96,7 +96,7 @@ def _opened(file: str) -> Iterator[int]:
         try:
             descriptor = stack.enter_context(opened(Path(file)))
         except FileNotFoundError as error:
-            msg = f"file {file!r} is no longer there; it must stay until it is read: raise save_total_limit or enable pins"
+            msg = f"file {file!r} is no longer there; keep it until it is read: raise save_total_limit or enable pins"
             raise CheckpointMissing(msg) from error
         except OSError as error:
             msg = f"file {file!r} cannot be read: {error.strerror}; give this user the right to read it"

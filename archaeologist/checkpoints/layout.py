@@ -1,0 +1,177 @@
+"""Which files make up a checkpoint: found by name, kept inside their folder, anything else refused with a remedy.
+
+Covers what transformers saves: one file or shards with their index. Nothing but the index's JSON is read here, and a
+pickle is never opened.
+"""
+
+import os
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from archaeologist.checkpoints.header import MAX_HEADER_BYTES, decode_json, shown
+from archaeologist.errors import (
+    CheckpointEmpty,
+    CheckpointError,
+    CheckpointFormatUnsupported,
+    CheckpointMissing,
+    IndexInvalid,
+    PathOutsideRoot,
+    ShardMissing,
+)
+from archaeologist.files import read_bounded
+from archaeologist.paths import is_under
+
+SINGLE: Final = "model.safetensors"
+SHARDED: Final = "model.safetensors.index.json"
+
+TRAINER_FILES: Final = ("optimizer*", "scheduler*", "rng_state*", "scaler*", "training_args*")
+"""A trainer's own state: large or pickled, and never opened."""
+
+_LONGEST_FILE_NAME: Final = 255
+
+_INSTEAD: Final = (
+    (("adapter_model.*",), "a PEFT adapter", "merge it into its base model (merge_and_unload) and analyse that"),
+    (("model-*-of-*.safetensors",), "shards without their index", f"copy {SHARDED} beside them"),
+    (("pytorch_model_fsdp*",), "FSDP shards", "join them with 'accelerate merge-weights'"),
+    (("global_step*", "*_model_states.pt"), "ZeRO shards", "join them with zero_to_fp32.py --safe_serialization"),
+    (("pytorch_model*.bin*",), "a pickle", "load the model and save it with safe_serialization=True"),
+    (("*.safetensors",), "weights under another name", "name that file itself instead of its folder"),
+    (("*.gguf",), "GGUF weights", "analyse the checkpoint that they were made from"),
+    (("*.h5", "*.msgpack"), "TensorFlow or Flax weights", "convert them to safetensors"),
+    (TRAINER_FILES, "a trainer's own state", "wait until the model is saved as well, or save it with save_model"),
+    (("*.bin", "*.pt", "*.pth"), "a pickle", "convert it to safetensors"),
+)
+"""What lies in a folder instead of weights that are read: patterns, kind, remedy. The first that matches is named."""
+
+
+class Layout(Struct, frozen=True, kw_only=True):
+    """The files of a checkpoint."""
+
+    folder: Path
+    files: dict[str, Path]
+    """Weight files: the name in the folder → the resolved path."""
+    weight_map: dict[str, str] | None = None
+    """With shards: tensor → the name of its shard."""
+
+
+def find_layout(found: Path, roots: Sequence[Path]) -> Layout:
+    """The files of a checkpoint.
+
+    Args:
+        found: The resolved folder, or a single weight file.
+        roots: Where links may lead.
+
+    Raises:
+        CheckpointError: There are no such files, or they cannot be read; see ``read_index``.
+        PathOutsideRoot: A link leads out of the roots.
+    """
+    if not found.is_dir():
+        if found.suffix != ".safetensors":
+            msg = f"checkpoint {str(found)!r} is a file of another kind; name a folder or a .safetensors file"
+            raise CheckpointFormatUnsupported(msg)
+        return Layout(folder=found.parent, files={found.name: found})
+    # In the order of transformers: with both, the single file wins.
+    if os.path.lexists(found / SINGLE):
+        return Layout(folder=found, files={SINGLE: inside(found, SINGLE, roots)})
+    if os.path.lexists(found / SHARDED):
+        weight_map = _read_weight_map(inside(found, SHARDED, roots))
+        shards = sorted(set(weight_map.values()))
+        return Layout(folder=found, files={name: inside(found, name, roots) for name in shards}, weight_map=weight_map)
+    raise _no_weights(found)
+
+
+def resolved(path: Path) -> Path:
+    """A checkpoint's path with every link followed.
+
+    Raises:
+        CheckpointMissing: Nothing is there.
+        CheckpointError: A folder on the way may not be searched.
+    """
+    try:
+        return path.resolve(strict=True)
+    except PermissionError as error:
+        msg = f"checkpoint {str(path)!r} cannot be reached: {error.strerror}; give this user the right to read it"
+        raise CheckpointError(msg) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        msg = f"checkpoint {str(path)!r} is not there ({error}); name a folder with {SINGLE} or {SHARDED}"
+        raise CheckpointMissing(msg) from error
+
+
+def inside(folder: Path, name: str, roots: Sequence[Path]) -> Path:
+    """A file of the folder, resolved.
+
+    Raises:
+        ShardMissing: It is not there.
+        PathOutsideRoot: It leads out of the roots.
+        CheckpointError: Its links lead in a circle.
+    """
+    try:
+        file = (folder / name).resolve(strict=True)
+    except FileNotFoundError as error:
+        msg = (
+            f"file {name!r} of checkpoint {str(folder)!r} is not there; copy the checkpoint whole, or wait until it is"
+        )
+        raise ShardMissing(msg) from error
+    except (OSError, RuntimeError) as error:
+        msg = f"file {name!r} of checkpoint {str(folder)!r} cannot be resolved: {error}; copy the checkpoint whole"
+        raise CheckpointError(msg) from error
+    if not is_under(file, roots):
+        msg = (
+            f"file {name!r} of checkpoint {str(folder)!r} leads to {str(file)!r}, links stay in the folder or under an"
+            " allowed root; copy the file or name its folder in the setting 'allowed'"
+        )
+        raise PathOutsideRoot(msg)
+    return file
+
+
+def _read_weight_map(file: Path) -> dict[str, str]:
+    try:
+        document = decode_json(read_bounded(file, MAX_HEADER_BYTES))
+    except (OSError, ValueError) as error:
+        msg = f"index {str(file)!r} is not a JSON object: {error}; save the checkpoint again"
+        raise IndexInvalid(msg) from error
+    weight_map = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        msg = (
+            f"index {str(file)!r} has weight_map {shown(weight_map)}, it needs tensor names with their shards;"
+            " save the checkpoint again"
+        )
+        raise IndexInvalid(msg)
+    for name, shard in weight_map.items():
+        if not _is_shard_name(shard):
+            msg = (
+                f"index {str(file)!r} puts {shown(name)} into {shown(shard)}, a shard is a plain .safetensors file"
+                " name; save the checkpoint again"
+            )
+            raise IndexInvalid(msg)
+    return weight_map
+
+
+def _is_shard_name(shard: object) -> bool:
+    return (
+        isinstance(shard, str)
+        and len(shard) <= _LONGEST_FILE_NAME
+        and shard.isprintable()
+        and shard.endswith(".safetensors")
+        and not {"/", "\\"} & set(shard)
+    )
+
+
+def _no_weights(folder: Path) -> CheckpointError:
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder))
+    except OSError as error:
+        msg = f"checkpoint {str(folder)!r} cannot be listed: {error.strerror}; give this user the right to read it"
+        return CheckpointError(msg)
+    for patterns, kind, remedy in _INSTEAD:
+        for name in names:
+            if any(fnmatchcase(name, pattern) for pattern in patterns):
+                msg = f"checkpoint {str(folder)!r} holds {kind} ({shown(name)}), {SINGLE} or shards are read; {remedy}"
+                return CheckpointFormatUnsupported(msg)
+    held = ", ".join(shown(name) for name in names[:5]) or "nothing"
+    msg = f"checkpoint {str(folder)!r} holds {held}, it needs {SINGLE} or {SHARDED}; wait until it is saved whole"
+    return CheckpointEmpty(msg)
