@@ -11,22 +11,25 @@ import logging
 import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js import JetStreamContext
 
 from archaeologist.errors import BusUnavailable, SettingInvalid
 from archaeologist.settings import BusSettings
+
+if TYPE_CHECKING:
+    from nats.js import JetStreamContext
 
 log = logging.getLogger(__name__)
 
 CLOSE_SECONDS: Final = 5.0
 RECONNECT_WAIT_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 2.0
+FLUSH_SECONDS: Final = 5
 REQUEST_SECONDS: Final = 5.0
 """How long one JetStream request may take."""
 
@@ -103,7 +106,7 @@ async def publish_core(bus: Bus, subject: str, payload: bytes) -> None:
     """
     try:
         await bus.client.publish(subject, payload)
-        await bus.client.flush(timeout=REQUEST_SECONDS)  # type: ignore[arg-type] -- int in nats-py, any number works
+        await bus.client.flush(timeout=FLUSH_SECONDS)
     except (nats.errors.Error, OSError) as error:
         msg = f"{subject!r} could not be published: {error}; the bus at {bus.shown} is away, try again"
         raise BusUnavailable(msg) from error

@@ -137,7 +137,8 @@ async def consume(
                 await _handle_one(Received(message), handle, stop=stop)
         except TopologyMissing as error:
             log.warning("consumer missing", extra={"durable": durable, "reason": str(error)})
-            subscription = await _renewed(subscription, ensure, stop=stop)
+            await _renew(subscription, ensure, stop=stop)
+            subscription = None
         except BusUnavailable:
             if bus.closed.is_set():
                 raise
@@ -209,7 +210,7 @@ def _check_open(bus: Bus) -> None:
         raise BusUnavailable(msg)
 
 
-async def _renewed(
+async def _renew(
     subscription: _Subscription | None, ensure: Callable[[], Awaitable[object]] | None, *, stop: asyncio.Event
 ) -> None:
     """Drops the subscription and puts the topology right, after a pause."""

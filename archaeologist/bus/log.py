@@ -174,7 +174,7 @@ async def _is_exhausted(subscription: JetStreamContext.PullSubscription, stream:
     except (nats.errors.Error, OSError, TimeoutError) as error:
         msg = f"reading stream {stream} broke off: {error}"
         raise BusUnavailable(msg) from error
-    return not info.num_pending and int(info.delivered.consumer_seq) <= received
+    return not info.num_pending and info.delivered is not None and int(info.delivered.consumer_seq) <= received
 
 
 async def _drop(bus: Bus, stream: str, name: str, subscription: JetStreamContext.PullSubscription) -> None:

@@ -232,7 +232,8 @@ async def _consumer(bus: Bus, durable: _Durable) -> api.ConsumerConfig | None:
         info = await bus.jetstream.consumer_info(durable.stream, str(durable.config.durable_name))
     except nats.js.errors.NotFoundError:
         return None
-    return info.config
+    config: api.ConsumerConfig = info.config
+    return config
 
 
 def _bucket_stream(config: api.KeyValueConfig) -> api.StreamConfig:

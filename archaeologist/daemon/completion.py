@@ -7,7 +7,7 @@ can be repeated by anybody who finds the record finished, and ends the same.
 import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import structlog
 
@@ -104,7 +104,7 @@ class Completion:
         job = record.job
         if job.job_type != "layer_stats":
             return
-        state = "analysed" if record.state == "done" else "failed"
+        state: Literal["analysed", "failed"] = "analysed" if record.state == "done" else "failed"
         await self._books.campaigns.change(
             campaign_key(job.hero_id, job.campaign_id),
             lambda campaign: (

@@ -9,9 +9,9 @@ from typing import NamedTuple
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.checkpoints.fingerprint import fingerprint
 from archaeologist.checkpoints.index import read_index
-from archaeologist.checkpoints.pins import PinImpossible, pin, pin_name
+from archaeologist.checkpoints.pins import pin, pin_name
 from archaeologist.checkpoints.steps import step_of
-from archaeologist.errors import CheckpointMissing, StepUnknown
+from archaeologist.errors import CheckpointMissing, PinImpossible, StepUnknown
 from archaeologist.paths import resolve_under
 from archaeologist.settings import PathMapping, Settings
 from contracts.messages import Side
@@ -96,7 +96,8 @@ def pinned(side: Side, folder: CampaignFolder, *, settings: Settings) -> Located
     if not settings.pins.enabled or source.is_relative_to(folder.pins):
         return Located(side)
     try:
-        held = pin(source, folder.pins, pin_name(side.step, side.fingerprint))
+        name = pin_name(side.step, side.fingerprint)
+        held = pin(source, folder.pins, name, allowed=settings.allowed_roots)
     except PinImpossible as error:
         if settings.pins.when_impossible == "refuse":
             raise
