@@ -1,0 +1,1 @@
+"""The trainer's side: announces saved checkpoints on the bus."""
