@@ -31,7 +31,10 @@ ABSENT: Final = -1
 # Entries of ``window``: what the bytes are.
 KIND, REFERENCE_KIND, START, COLUMNS, FIRST_ROW, KEY, SKETCHED, WINDOW_SIZE = range(8)
 """Dtypes of both sides; first value's position in the tensor; row length of a matrix (0: no row and column sums);
-the matrix row that ``rows[0]`` stands for; the sketch's key; 1 where a sketch is wanted."""
+the matrix row that ``rows[0]`` stands for; the sketch's key; whether a sketch is wanted (``NO_SKETCH`` …)."""
+
+NO_SKETCH, PROJECTED, WHOLE = range(3)
+"""Values of ``window[SKETCHED]``."""
 
 # Entries of ``sums``.
 SQUARES, DIFFERENCE, PAIR_SQUARES, REFERENCE_SQUARES, LARGEST, MEAN, M2, M3, M4, MINIMUM, MAXIMUM, SUMS_SIZE = range(12)
@@ -87,14 +90,13 @@ def dig(target, reference, window, sums, counts, histogram, rows, columns, sketc
             first axis is the result.
         rows: float64, Σx² by matrix row from ``window[FIRST_ROW]`` on; empty where ``window[COLUMNS]`` is 0.
         columns: float64, Σx² by matrix column; likewise.
-        sketch: float64, as in ``statistics.sketch``; a tensor of at most ``PIECE`` values has one of its own size.
+        sketch: float64, as in ``statistics.sketch``.
     """
     kind, other = window[KIND], window[REFERENCE_KIND]
     width = 4 if kind == F32 else 2
     other_width = 4 if other == F32 else 2
     count = target.size // width
     x, y, z = np.empty(PIECE, np.uint32), np.empty(PIECE, np.uint32), np.empty(PIECE, np.uint32)
-    whole = window[SKETCHED] == 1 and sketch.size < PIECE
     for first in range(0, count, PIECE):
         size = min(PIECE, count - first)
         piece = target[first * width : (first + size) * width]
@@ -123,10 +125,10 @@ def dig(target, reference, window, sums, counts, histogram, rows, columns, sketc
             _add_matrix(values, start, window, sums, rows, columns)
         else:
             sums[SQUARES] += _squares(values)
-        if whole:
+        if window[SKETCHED] == WHOLE:
             for i in range(size):
                 sketch[start + i] = values[i]
-        elif window[SKETCHED] == 1:
+        elif window[SKETCHED] == PROJECTED:
             _project(values, np.uint64(window[KEY]) + np.uint64(start // PIECE), sketch)
 
 

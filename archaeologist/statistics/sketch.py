@@ -90,7 +90,7 @@ def size_of(count: int) -> int:
 
 
 def distances(a: Sketch, b: Sketch) -> dict[str, float]:
-    """‖a - b‖ of every tensor that both hold with one size: an estimate, exact up to ``WIDTH`` values.
+    """‖a - b‖ of every tensor that both hold: an estimate, exact for tensors of at most ``WIDTH`` values.
 
     Raises:
         ArtifactInvalid: The sketches were not made alike.
@@ -123,7 +123,9 @@ def direction_cosine(earlier: dict[str, Floats], later: dict[str, Floats]) -> fl
 
 
 def differences(a: Sketch, b: Sketch) -> dict[str, Floats]:
-    """The sketch of a - b, by tensor; tensors on one side only or of another size are left out.
+    """The sketch of a - b, by tensor; tensors on one side only, or whole on one side only, are left out.
+
+    Rows that were appended to a matrix count as a change from 0.
 
     Raises:
         ArtifactInvalid: The sketches were not made alike.
