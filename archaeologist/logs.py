@@ -25,7 +25,8 @@ def configure(settings: LogSettings) -> None:
     """Sends structlog's and the standard library's records to standard error in one form."""
     readable = settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty())
     renderer: Any = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        # Plain tracebacks: the pretty ones print every local variable, credentials too.
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
         if readable
         else structlog.processors.JSONRenderer(ensure_ascii=False)
     )

@@ -16,7 +16,7 @@ from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.daemon import lifecycle, locating, policy
 from archaeologist.daemon.books import Books, campaign_key
 from archaeologist.daemon.lifecycle import stamp
-from archaeologist.errors import ArchaeologistError, PermanentError, QueueFull, ReferenceUnavailable
+from archaeologist.errors import ArchaeologistError, CheckpointMissing, PermanentError, QueueFull, ReferenceUnavailable
 from archaeologist.jobs import job_key
 from archaeologist.paths import resolve_under
 from archaeologist.settings import PolicySettings, Settings
@@ -57,6 +57,28 @@ class Admission:
         if job.job_type == "layer_stats":
             await self._mark_admitted(record.job)
         return record
+
+    async def repeated(self, entry: SeenCheckpoint, *, request_id: RequestId) -> JobRecord | None:
+        """The job already made for an announced checkpoint, joined; None where there is none for these bytes.
+
+        By then the policy may name another reference, which would make another job of the same announcement.
+        """
+        if entry.job_key is None or entry.state not in {"admitted", "analysed"}:
+            return None
+        known = await self._books.jobs.get(entry.job_key)
+        if known is None or not await asyncio.to_thread(self._is_unchanged, entry, known.value.job.target):
+            return None
+        return await self._join(known.value.job, request_id=request_id)
+
+    def _is_unchanged(self, entry: SeenCheckpoint, analysed: Side) -> bool:
+        """Whether a checkpoint still has the bytes that its job was made for; gone counts as unchanged. Blocking."""
+        try:
+            now = locating.examine(Path(entry.path), entry.step, settings=self._settings)
+        except CheckpointMissing:
+            return True
+        except PermanentError:
+            return False
+        return now.fingerprint == analysed.fingerprint
 
     async def _job(
         self, request: AnalysisRequested, folder: CampaignFolder, *, request_id: RequestId, received: Any

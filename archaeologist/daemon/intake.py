@@ -25,7 +25,7 @@ from archaeologist.errors import ArchaeologistError, InternalError, PermanentErr
 from archaeologist.settings import Settings
 from contracts import subjects
 from contracts.messages import AnalysisRequested, CheckpointSaved, EventError, RequestId, SkillEvaluated, encode
-from contracts.records import CampaignRecord, RequestRecord, SeenCheckpoint
+from contracts.records import CampaignRecord, JobRecord, RequestRecord, SeenCheckpoint
 from contracts.ulid import ulid_from
 
 log = structlog.get_logger(__name__)
@@ -89,6 +89,7 @@ class Intake:
 
     async def _saved(self, saved: CheckpointSaved, *, request_id: RequestId, received: Received) -> RequestRecord:
         folder = CampaignFolder.of(self._settings.root_path, saved.hero_id, saved.campaign_id)
+        # It may be gone by now; that matters only if it is to be analysed.
         path, step = resolve(self._settings, folder, path=saved.checkpoint_path, step=saved.checkpoint_step)
         rules = self._settings.policy_for(saved.hero_id, saved.campaign_id)
         seen = policy.Observation(
@@ -130,8 +131,8 @@ class Intake:
         decision = policy.decide(entry, rules)
         if not decision.is_wanted:
             return self._skipped(request_id, received, decision.reason)
-        if isinstance(message, SkillEvaluated) and entry.state in {"admitted", "analysed"}:
-            return self._skipped(request_id, received, "its checkpoint is analysed already")
+        if record := await self._admission.repeated(entry, request_id=request_id):
+            return self._accepted(record, request_id=request_id, received=received)
         request = AnalysisRequested(
             hero_id=message.hero_id,
             campaign_id=message.campaign_id,
@@ -154,6 +155,9 @@ class Intake:
             step=record.job.target.step,
             state=record.state,
         )
+        return self._accepted(record, request_id=request_id, received=received)
+
+    def _accepted(self, record: JobRecord, *, request_id: RequestId, received: Received) -> RequestRecord:
         return RequestRecord(
             request_id=request_id,
             state="accepted",

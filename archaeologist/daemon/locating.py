@@ -25,21 +25,18 @@ class Located(NamedTuple):
 
 
 def resolve(settings: Settings, folder: CampaignFolder, *, path: str | None, step: int | None) -> tuple[Path, int]:
-    """The resolved folder and the step of a checkpoint given by path, by step, or both.
+    """The resolved folder and the step of a checkpoint given by path, by step, or both; it need not be there.
 
     Raises:
         PathOutsideRoot: It lies under no allowed root.
-        CheckpointMissing: Nothing is there.
         StepUnknown: Neither message, name nor trainer_state.json gives the step.
     """
     written = Path(mapped(path, settings.paths)) if path is not None else Path(f"checkpoint-{step}")
     found = resolve_under(_candidate(folder, written), settings.allowed_roots)
-    if not found.exists():
-        msg = (
-            f"checkpoint {str(found)!r} is not there; it must exist when the request arrives, so raise save_total_limit"
-        )
-        raise CheckpointMissing(msg)
     known = step if step is not None else step_of(found)
+    if known is None and not found.exists():
+        msg = f"checkpoint {str(found)!r} is not there; it must be there when the message arrives"
+        raise CheckpointMissing(msg)
     if known is None:
         msg = (
             f"step of {str(found)!r} is unknown: no checkpoint_step in the message, no number in the folder's name, no"
