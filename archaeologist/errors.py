@@ -208,6 +208,12 @@ class BusUnavailable(TemporaryError):
     code = "bus_unavailable"
 
 
+class MessageTooLarge(PermanentError):
+    """The server's limit on the size of a message is lower than this one."""
+
+    code = "message_too_large"
+
+
 class TopologyMissing(TemporaryError):
     """A stream, consumer or bucket is not there."""
 

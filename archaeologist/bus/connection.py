@@ -7,8 +7,10 @@ standard library: this module runs inside trainers too.
 
 import asyncio
 import contextlib
+import importlib.util
 import logging
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -32,28 +34,50 @@ RETRY_SECONDS: Final = 2.0
 FLUSH_SECONDS: Final = 5
 REQUEST_SECONDS: Final = 5.0
 """How long one JetStream request may take."""
+RECENT_SECONDS: Final = 10.0
+"""A complaint of the server explains a timeout only when it came about then."""
+SCHEMES: Final = frozenset({"nats", "tls", "ws", "wss"})
 
 
 class Bus:
     """A connection and its JetStream context."""
 
-    def __init__(self, client: Client, *, shown: str, closed: asyncio.Event) -> None:
-        self.client = client
-        self.jetstream: JetStreamContext = client.jetstream(timeout=REQUEST_SECONDS)
+    def __init__(self, *, shown: str) -> None:
+        self.client = Client()
+        self.jetstream: JetStreamContext = self.client.jetstream(timeout=REQUEST_SECONDS)
         self.shown = shown
         """The address without its secrets, for messages."""
-        self.closed = closed
+        self.closed = asyncio.Event()
         """Set when the connection is closed for good."""
-        self.last_error: str | None = None
-        """What the server complained of last; a denied publish is told nowhere else."""
+        self._up = asyncio.Event()
+        self._complaint: tuple[float, str] | None = None
+        self._is_established = False
+        self._refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @property
     def is_connected(self) -> bool:
         """Whether the server is there right now."""
         return bool(self.client.is_connected)
 
+    @property
+    def last_error(self) -> str | None:
+        """What the server complained of just now: a denied publish, a timeout to its caller, is told nowhere else."""
+        if self._complaint is None or time.monotonic() - self._complaint[0] > RECENT_SECONDS:
+            return None
+        return self._complaint[1]
+
+    async def wait_connected(self, timeout_seconds: float) -> bool:
+        """Whether the server is there now or comes within a time."""
+        if self.is_connected or self.client.is_closed:
+            return self.is_connected
+        self._up.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._up.wait(), timeout=timeout_seconds)
+        return self.is_connected
+
     async def close(self) -> None:
         """Flushes and closes within seconds; never raises."""
+        self._is_established = False
         with contextlib.suppress(Exception):
             # A client that is down cannot flush, and close() itself can raise ConnectionResetError.
             await asyncio.wait_for(self._flush_and_close(), timeout=CLOSE_SECONDS)
@@ -64,6 +88,48 @@ class Bus:
             with contextlib.suppress(nats.errors.Error, OSError):
                 await self.client.flush(timeout=2)
         await self.client.close()
+
+    async def _open(self, options: dict[str, Any]) -> None:
+        """Connects, or raises once the server has refused the credentials: asking again gives the same."""
+        connecting = asyncio.ensure_future(self.client.connect(**options, **self._callbacks()))
+        either: set[asyncio.Future[Any]] = {connecting, self._refused}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not connecting.done():
+                raise nats.errors.Error(self._refused.result())
+            await connecting
+            self._is_established = True
+        finally:
+            connecting.cancel()
+            self._refused.cancel()
+
+    def _callbacks(self) -> dict[str, Any]:
+        return {
+            "error_cb": self._on_error,
+            "disconnected_cb": self._on_disconnect,
+            "reconnected_cb": self._on_reconnect,
+            "closed_cb": self._on_closed,
+        }
+
+    async def _on_error(self, error: Exception) -> None:
+        reason = str(error) or type(error).__name__
+        self._complaint = (time.monotonic(), reason)
+        if self._is_established:
+            log.warning("bus error", extra={"reason": reason})
+        elif "authorization" in reason.lower() and not self._refused.done():
+            self._refused.set_result(reason)
+
+    async def _on_disconnect(self) -> None:
+        if self._is_established:
+            log.warning("bus disconnected", extra={"bus": self.shown})
+
+    async def _on_reconnect(self) -> None:
+        log.info("bus connected again", extra={"bus": self.shown})
+        self._up.set()
+
+    async def _on_closed(self) -> None:
+        self.closed.set()
+        self._up.set()
 
 
 async def connect(settings: BusSettings, *, name: str, wait: bool = False) -> Bus:
@@ -76,7 +142,7 @@ async def connect(settings: BusSettings, *, name: str, wait: bool = False) -> Bu
 
     Raises:
         BusUnavailable: Nobody answers, or refuses, within ``connect_timeout_seconds``.
-        SettingInvalid: A file of credentials or certificates is not there.
+        SettingInvalid: The address cannot be read, or a file of credentials or certificates is not there.
     """
     while True:
         try:
@@ -122,51 +188,64 @@ async def subscribe_core(bus: Bus, subject: str, callback: Callable[[str], None]
 
 
 def shown_address(url: str) -> str:
-    """The address without user, password and token."""
-    return ",".join(_without_secrets(server.strip()) for server in url.split(","))
+    """The address without user, password and token.
+
+    Raises:
+        SettingInvalid: It is not an address.
+    """
+    return ",".join(_without_secrets(server) for server in _servers(url))
+
+
+def _servers(url: str) -> list[str]:
+    """The addresses between the commas, each with its scheme."""
+    servers = [server.strip() for server in url.split(",") if server.strip()]
+    return [server if "://" in server else f"nats://{server}" for server in servers] or [""]
 
 
 def _without_secrets(server: str) -> str:
     try:
-        parts = urlsplit(server if "://" in server else f"nats://{server}")
+        parts = urlsplit(server)
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
-        return "(unreadable address)"
-    return f"{parts.scheme}://{parts.hostname or ''}{port}"
+        parts, port = urlsplit(""), ""
+    # A password with a slash would be taken for a path: nothing of such an address may be shown.
+    if parts.scheme not in SCHEMES or not parts.hostname or "@" in f"{parts.path}{parts.query}{parts.fragment}":
+        msg = (
+            "bus.url holds what is not an address (not shown, for it may hold a password); write nats://HOST:PORT, with"
+            f" one of {', '.join(sorted(SCHEMES))}; secrets with special characters belong in bus.password or bus.token"
+        )
+        raise SettingInvalid(msg) from None
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}{port}"
 
 
 async def _connect_once(settings: BusSettings, *, name: str) -> Bus:
-    shown = shown_address(settings.url)
-    client = Client()
-    closed = asyncio.Event()
-    holder: list[Bus] = []
-    options = {
-        **_options(settings, name=name),
-        **_callbacks(shown, closed, holder),
-    }
+    bus = Bus(shown=shown_address(settings.url))
+    options = _options(settings, name=name)
     timeout = settings.connect_timeout_seconds
     try:
         # nats-py's own timeout is a try's; max_reconnect_attempts=-1 would let it try for ever.
-        await asyncio.wait_for(client.connect(**options), timeout=timeout)
-    except Exception as error:
-        with contextlib.suppress(Exception):
-            await asyncio.wait_for(client.close(), timeout=1)
-        if isinstance(error, (nats.errors.Error, OSError, TimeoutError, ssl.SSLError, ValueError)):
-            reason = str(error) or type(error).__name__
+        await asyncio.wait_for(bus._open(options), timeout=timeout)  # noqa: SLF001 -- the other half of this module
+    except BaseException as error:
+        await bus.close()
+        if isinstance(error, (nats.errors.Error, OSError, TimeoutError, ValueError)):
+            reason = bus.last_error or str(error) or type(error).__name__
             msg = (
-                f"no connection to the bus at {shown} within {timeout:g} s ({reason}); start `archaeologist up` or a"
-                " nats-server with JetStream, or set ARCHAEOLOGIST_NATS_URL"
+                f"no connection to the bus at {bus.shown} within {timeout:g} s ({reason}); start `archaeologist up` or"
+                " a nats-server with JetStream, or set ARCHAEOLOGIST_NATS_URL"
             )
             raise BusUnavailable(msg) from error
         raise
-    bus = Bus(client, shown=shown, closed=closed)
-    holder.append(bus)
     return bus
 
 
 def _options(settings: BusSettings, *, name: str) -> dict[str, Any]:
+    servers = _servers(settings.url)
+    if any(server.startswith("ws") for server in servers) and importlib.util.find_spec("aiohttp") is None:
+        msg = f"bus.url = {shown_address(settings.url)} needs WebSockets; run `pip install aiohttp` or write nats://"
+        raise SettingInvalid(msg)
     options: dict[str, Any] = {
-        "servers": [server.strip() for server in settings.url.split(",") if server.strip()],
+        "servers": servers,
         "name": name,
         "connect_timeout": settings.connect_timeout_seconds,
         "max_reconnect_attempts": -1,
@@ -202,29 +281,3 @@ def _tls(settings: BusSettings) -> ssl.SSLContext | None:
         key = _file("bus.tls_key", settings.tls_key) if settings.tls_key else None
         context.load_cert_chain(_file("bus.tls_cert", settings.tls_cert), key)
     return context
-
-
-def _callbacks(shown: str, closed: asyncio.Event, holder: list[Bus]) -> dict[str, Any]:
-    async def on_error(error: Exception) -> None:
-        # A denied publish looks like a timeout to its caller: only this tells why.
-        reason = str(error) or type(error).__name__
-        if holder:
-            holder[0].last_error = reason
-            log.warning("bus error", extra={"reason": reason})
-
-    async def on_disconnect() -> None:
-        if holder and not closed.is_set():
-            log.warning("bus disconnected", extra={"bus": shown})
-
-    async def on_reconnect() -> None:
-        log.info("bus connected again", extra={"bus": shown})
-
-    async def on_closed() -> None:
-        closed.set()
-
-    return {
-        "error_cb": on_error,
-        "disconnected_cb": on_disconnect,
-        "reconnected_cb": on_reconnect,
-        "closed_cb": on_closed,
-    }
