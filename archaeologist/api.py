@@ -1,0 +1,360 @@
+"""``analyze`` and ``drift``: the same analyses as the daemon's, from Python or a terminal, without a bus.
+
+    >>> import archaeologist
+    >>> found = archaeologist.analyze("run/checkpoint-200", reference="run/checkpoint-100")  # doctest: +SKIP
+    >>> found.global_drift_stats.most_changed_layer  # doctest: +SKIP
+    'model.layers.3'
+
+The work is done by a child process, so the caller's process needs no memory for it and imports neither torch nor numba.
+Any path may be named: the allowed roots of the settings bind what comes over the bus.
+"""
+
+import asyncio
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple, NoReturn, TypeVar, get_args
+
+import msgspec
+
+from archaeologist.artifacts.paths import CampaignFolder
+from archaeologist.artifacts.store import put_in_place, read_artifact, temporary_path
+from archaeologist.checkpoints.fingerprint import fingerprint
+from archaeologist.checkpoints.index import read_index
+from archaeologist.checkpoints.steps import step_of
+from archaeologist.daemon.child import ChildLimits, run_child
+from archaeologist.errors import ArchaeologistError, ArtifactInvalid, ArtifactUnwritable, PermanentError, UsageError
+from archaeologist.jobs import job_key
+from contracts.artifacts import LayerDrift, LayerStats
+from contracts.messages import (
+    CampaignId,
+    DriftMetric,
+    EventError,
+    Excavation,
+    Failed,
+    HeroId,
+    Job,
+    JobOptions,
+    JobType,
+    Progress,
+    RequestId,
+    Side,
+    Succeeded,
+)
+from contracts.ulid import new_ulid
+
+METRICS: Final[tuple[DriftMetric, ...]] = get_args(DriftMetric)
+DEFAULT_METRICS: Final = ("l2", "cosine")
+KILL_AFTER_SECONDS: Final = 10.0
+UNCLAIMED: Final = 0
+"""Claims count from 1; a file of claim 0 belongs to no worker."""
+
+ANYWHERE: Final = (Path("/"),)
+"""Where symbolic links may lead: a hub cache's snapshot is made of links out of its folder."""
+
+T = TypeVar("T")
+
+
+class Excavated(NamedTuple):
+    """What a child process left."""
+
+    content: bytes
+    """The artifact, byte for byte."""
+    outcome: Succeeded
+    artifact_path: Path | None
+    sketch_path: Path | None
+
+
+def analyze(  # noqa: PLR0913 -- the options of the command, all by keyword
+    checkpoint: str | Path,
+    *,
+    reference: str | Path | None = None,
+    compute_activations: bool = True,
+    compute_drift: bool = True,
+    model_ref: str | None = None,
+    threads: int = 0,
+    output: str | Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    cache: Path | None = None,
+) -> LayerStats:
+    """Statistics of every block of a checkpoint, and its drift from a reference where one is named.
+
+    Args:
+        checkpoint: A checkpoint's folder, or one ``.safetensors`` file.
+        reference: The checkpoint to compare with.
+        compute_activations: Run the probes through the model.
+        compute_drift: False: leave the reference out.
+        model_ref: Recorded in the artifact.
+        threads: 0: one for each core.
+        output: A folder: the artifact is written there as ``ckpt-{step:06d}.layer_stats.json``, the checkpoint's sketch
+            beside it as ``ckpt-{step:06d}.sketch.safetensors``. None: nothing is written.
+        progress: Called with each step of the walk.
+        cache: Folder of the compiled kernels; by default the user's cache.
+
+    Raises:
+        ArchaeologistError: The checkpoint cannot be read or analysed; its class and ``code`` say why.
+    """
+    job = layer_stats_job(
+        checkpoint,
+        reference=reference if compute_drift else None,
+        compute_activations=compute_activations,
+        model_ref=model_ref,
+    )
+    found = _run(excavate(job, threads=threads, output=output, progress=progress, cache=cache))
+    return msgspec.json.decode(found.content, type=LayerStats)
+
+
+def drift(
+    base: str | Path,
+    target: str | Path,
+    *,
+    metrics: Iterable[str] = DEFAULT_METRICS,
+    threads: int = 0,
+    output: str | Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    cache: Path | None = None,
+) -> LayerDrift:
+    """How far each block of a checkpoint moved away from a base.
+
+    Args:
+        base: Where it came from.
+        target: Where it went.
+        metrics: Which of ``METRICS``; frobenius is l2 under its other name.
+        threads: 0: one for each core.
+        output: The artifact's file. None: nothing is written.
+        progress: Called with each step of the walk.
+        cache: Folder of the compiled kernels; by default the user's cache.
+
+    Raises:
+        UsageError: A metric is not known.
+        ArchaeologistError: A checkpoint cannot be read or compared; its class and ``code`` say why.
+    """
+    job = layer_drift_job(base, target, metrics=metrics)
+    found = _run(excavate(job, threads=threads, output=output, progress=progress, cache=cache))
+    return msgspec.json.decode(found.content, type=LayerDrift)
+
+
+# Jobs.
+
+
+def layer_stats_job(
+    checkpoint: str | Path,
+    *,
+    reference: str | Path | None = None,
+    compute_activations: bool = True,
+    model_ref: str | None = None,
+) -> Job:
+    """The job that ``analyze`` runs: the daemon's own, without a queue. Reads both checkpoints' headers.
+
+    Raises:
+        CheckpointError: One cannot be read, with the code that says why.
+    """
+    options = JobOptions(
+        compute_activations=compute_activations,
+        compute_drift=reference is not None,
+        model_ref=model_ref,
+        metrics=known_metrics(DEFAULT_METRICS),
+    )
+    return _job(
+        "layer_stats", target=side(checkpoint), reference=side(reference) if reference else None, options=options
+    )
+
+
+def layer_drift_job(base: str | Path, target: str | Path, *, metrics: Iterable[str] = DEFAULT_METRICS) -> Job:
+    """The job that ``drift`` runs.
+
+    Raises:
+        UsageError: A metric is not known.
+        CheckpointError: A checkpoint cannot be read, with the code that says why.
+    """
+    options = JobOptions(compute_activations=False, compute_drift=True, metrics=known_metrics(metrics))
+    return _job("layer_drift", target=side(target), reference=side(base), options=options)
+
+
+def known_metrics(names: Iterable[str]) -> tuple[DriftMetric, ...]:
+    """The metrics, each once, in the order that job keys are made of.
+
+    Raises:
+        UsageError: None is named, or one that is not known.
+    """
+    wanted = sorted(set(names))
+    if unknown := [name for name in wanted if name not in METRICS] or ([] if wanted else [""]):
+        msg = f"metric {unknown[0]!r} is not known; use one or more of {', '.join(METRICS)}"
+        raise UsageError(msg)
+    return tuple(metric for metric in sorted(METRICS) if metric in wanted)
+
+
+def side(path: str | Path) -> Side:
+    """A checkpoint as one side of a job. A step that nothing tells is 0: only the daemon insists on one.
+
+    Raises:
+        CheckpointError: It cannot be read, with the code that says why.
+    """
+    index = read_index(Path(path).expanduser(), allowed=ANYWHERE)
+    return Side(
+        path=index.path, step=step_of(Path(index.path)) or 0, read_path=index.path, fingerprint=fingerprint(index)
+    )
+
+
+def _job(job_type: JobType, *, target: Side, reference: Side | None, options: JobOptions) -> Job:
+    folder = CampaignFolder.enclosing(Path(target.path))
+    hero_id, campaign_id = (folder.hero_id, folder.campaign_id) if folder else ("", "")
+    key = job_key(
+        job_type=job_type,
+        hero_id=hero_id,
+        campaign_id=campaign_id,
+        target=target,
+        reference=reference,
+        options=options,
+    )
+    return Job(
+        job_key=key,
+        job_id=RequestId(new_ulid()),
+        job_type=job_type,
+        priority="normal",
+        hero_id=HeroId(hero_id),
+        campaign_id=CampaignId(campaign_id),
+        target=target,
+        reference=reference,
+        reference_is_explicit=True,
+        options=options,
+        created_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+    )
+
+
+# Running one.
+
+
+class _Places(NamedTuple):
+    """Where the child writes, and what becomes of it."""
+
+    temporary: Path
+    temporary_sketch: Path | None
+    artifact: Path | None
+    sketch: Path | None
+
+
+async def excavate(
+    job: Job,
+    *,
+    threads: int = 0,
+    output: str | Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    cache: Path | None = None,
+) -> Excavated:
+    """The artifact of a job, computed by a child process; on disk only with ``output``.
+
+    Raises:
+        ArchaeologistError: The child's error, as the class that has its code.
+    """
+    with _places(job, output) as places:
+        excavation = Excavation(
+            job=job,
+            artifact_path=str(places.temporary),
+            sketch_path=str(places.temporary_sketch) if places.temporary_sketch else None,
+            threads=threads,
+        )
+        outcome = await run_child(
+            excavation,
+            limits=ChildLimits(time_limit_seconds=None, kill_after_seconds=KILL_AFTER_SECONDS),
+            on_progress=progress or (lambda _: None),
+            cache=cache or default_cache(),
+        )
+        if isinstance(outcome, Failed):
+            raise_coded(outcome.error)
+        assert isinstance(outcome, Succeeded)  # noqa: S101 -- Stopped comes only to those who give a stop event
+        return _collected(places, outcome)
+
+
+@contextlib.contextmanager
+def _places(job: Job, output: str | Path | None) -> Iterator[_Places]:
+    """The files of one run; what is temporary is gone at the end."""
+    with contextlib.ExitStack() as stack:
+        if output is None:
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="archaeologist-"))
+            yield _Places(Path(scratch) / "artifact.json", None, None, None)
+            return
+        artifact, sketch = _final_paths(job, Path(output).expanduser())
+        # Beside the final files: a rename does not cross file systems.
+        temporary = temporary_path(artifact, job.job_key, UNCLAIMED)
+        temporary_sketch = temporary_path(sketch, f"{job.job_key}-sketch", UNCLAIMED) if sketch else None
+        for file in (temporary, temporary_sketch):
+            if file is not None:
+                stack.callback(file.unlink, missing_ok=True)
+        yield _Places(temporary, temporary_sketch, artifact, sketch)
+
+
+def _final_paths(job: Job, output: Path) -> tuple[Path, Path | None]:
+    """Where artifact and sketch go. A file that is no artifact of ours is not replaced."""
+    names = CampaignFolder(root=Path(), hero_id="", campaign_id="")
+    artifact, sketch = output, None
+    if job.job_type == "layer_stats":
+        artifact, sketch = output / names.layer_stats(job.target.step).name, output / names.sketch(job.target.step).name
+    try:
+        artifact.parent.mkdir(parents=True, exist_ok=True)
+        if artifact.exists():
+            read_artifact(artifact)
+    except (ArtifactInvalid, OSError) as error:
+        msg = f"output {str(output)!r} cannot be used: {error}; name another one"
+        raise ArtifactUnwritable(msg) from error
+    return artifact, sketch
+
+
+def _collected(places: _Places, outcome: Succeeded) -> Excavated:
+    content = places.temporary.read_bytes()
+    has_sketch = outcome.has_sketch and places.sketch is not None
+    if places.artifact is not None:
+        put_in_place(places.temporary, places.artifact, superseded_folder=None)
+    if has_sketch and places.temporary_sketch is not None and places.sketch is not None:
+        put_in_place(places.temporary_sketch, places.sketch, superseded_folder=None)
+    return Excavated(content, outcome, places.artifact, places.sketch if has_sketch else None)
+
+
+def default_cache() -> Path:
+    """Where compiled kernels are kept for this user: compiling them takes seconds."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "archaeologist" / "numba"
+
+
+def raise_coded(error: EventError) -> NoReturn:
+    """Raises the error class that has a code; the code of a later version's class becomes a PermanentError."""
+    raise _class_of(error.code)(error.message)
+
+
+def _class_of(code: str) -> type[ArchaeologistError]:
+    waiting = ArchaeologistError.__subclasses__()
+    while waiting:
+        kind = waiting.pop()
+        if vars(kind).get("code") == code:
+            return kind
+        waiting.extend(kind.__subclasses__())
+    return PermanentError
+
+
+def _run(main: Coroutine[Any, Any, T]) -> T:
+    """The coroutine's result, also where an event loop runs already: in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(main)
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[T]]] = Future()
+
+    async def announced() -> T:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 -- a coroutine that runs under asyncio.run is a task's
+        started.set_result((asyncio.get_running_loop(), task))
+        return await main
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        result = pool.submit(asyncio.run, announced())
+        try:
+            return result.result()
+        except KeyboardInterrupt:
+            # An interrupted cell: end the child, instead of waiting for it while the pool closes.
+            loop, task = started.result()
+            loop.call_soon_threadsafe(task.cancel)
+            raise
