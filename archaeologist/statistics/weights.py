@@ -4,13 +4,12 @@ Pure; called by the excavation with sums that the kernels made. Definitions are 
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from archaeologist.checkpoints.names import is_bias
 from archaeologist.statistics.distribution import Distribution
 from contracts.artifacts import PERCENTILES, GlobalWeightStats, LayerWeightStats, TensorWeights
 
@@ -87,7 +86,12 @@ def growth_of(squares: float, reference_squares: float) -> float | None:
 
 
 def block_weights(
-    tensors: Mapping[str, TensorWeights], *, name: str, layer_type: str, growth: float | None = None
+    tensors: Mapping[str, TensorWeights],
+    *,
+    name: str,
+    layer_type: str,
+    biases: Collection[str] = (),
+    growth: float | None = None,
 ) -> LayerWeightStats:
     """Weight health of one block.
 
@@ -95,13 +99,14 @@ def block_weights(
         tensors: By name within the block.
         name: The block's.
         layer_type: transformer_block, embedding, norm, output or other.
+        biases: Which of the tensors are biases.
         growth: From ``growth_of`` with the sums over the block's tensors.
     """
     return LayerWeightStats(
         name=name,
         layer_type=layer_type,
-        weight_norms={within: tensor.l2 for within, tensor in tensors.items() if not is_bias(within)},
-        bias_norms={within: tensor.l2 for within, tensor in tensors.items() if is_bias(within)},
+        weight_norms={within: tensor.l2 for within, tensor in tensors.items() if within not in biases},
+        bias_norms={within: tensor.l2 for within, tensor in tensors.items() if within in biases},
         param_count=sum(math.prod(tensor.shape) for tensor in tensors.values()),
         l2=_together(tensor.l2 for tensor in tensors.values()),
         growth=growth,

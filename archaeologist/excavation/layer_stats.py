@@ -1,0 +1,71 @@
+"""The ``layer_stats`` job: weight health of one checkpoint, and its drift where there is a reference.
+
+Activations are not part of it yet; an artifact that was asked for them says so.
+"""
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from archaeologist.excavation.survey import Survey, survey, versions
+from archaeologist.excavation.walk import OnProgress
+from archaeologist.statistics import sketch
+from contracts.artifacts import LayerStats, SketchInfo
+from contracts.messages import Excavation
+
+NO_ACTIVATIONS: Final = "activation statistics come with a later version"
+
+
+def excavate(excavation: Excavation, on_progress: OnProgress) -> tuple[LayerStats, Survey]:
+    """The artifact, and what it was made from; the sketch lies in its temporary file.
+
+    Raises:
+        CheckpointError: The target, or a reference that was named, cannot be read.
+        NothingComparable: A reference that was named has nothing in common with the target.
+        ArtifactUnwritable: The sketch cannot be written.
+    """
+    started = time.perf_counter()
+    job = excavation.job
+    found = survey(excavation, on_progress, is_reference_needed=job.reference_is_explicit)
+    reference = job.reference if found.global_drift else None
+    artifact = LayerStats(
+        campaign_id=job.campaign_id,
+        hero_id=job.hero_id,
+        checkpoint_path=job.target.path,
+        checkpoint_step=job.target.step,
+        model_ref=job.options.model_ref or "",
+        created_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        weight_stats=found.weights,
+        global_weight_stats=found.global_weights,
+        drift_stats=found.drift,
+        reference_checkpoint_path=reference.path if reference else None,
+        global_drift_stats=found.global_drift,
+        compute_duration_sec=round(time.perf_counter() - started, 6),
+        job_key=job.job_key,
+        job_id=job.job_id,
+        reference_checkpoint_step=reference.step if reference else None,
+        fingerprint=job.target.fingerprint,
+        reference_fingerprint=reference.fingerprint if reference else None,
+        architecture=found.architecture,
+        coverage=found.plan.coverage,
+        reference_coverage=found.plan.reference_coverage,
+        comparison=found.plan.comparison,
+        sketch=_sketch_info(excavation) if found.has_sketch else None,
+        not_computed={"activations": NO_ACTIVATIONS} if job.options.compute_activations else {},
+        warnings=(*job.notes, *found.warnings),
+        worker=excavation.worker,
+        versions=versions(),
+        timings=found.timings,
+    )
+    return artifact, found
+
+
+def _sketch_info(excavation: Excavation) -> SketchInfo:
+    step = excavation.job.target.step
+    return SketchInfo(
+        version=sketch.VERSION,
+        seed=sketch.SEED,
+        width=sketch.WIDTH,
+        path=str(Path("analysis", "sketches", f"ckpt-{step:06d}.sketch.safetensors")),
+    )

@@ -1,0 +1,278 @@
+"""Both checkpoints of a job opened, checked and walked: what ``layer_stats`` and ``layer_drift`` have in common.
+
+Decides when a reference is left out: one that nobody named explicitly and that cannot be read costs its drift and a
+warning, not the job.
+"""
+
+import contextlib
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numba
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+
+from archaeologist import __version__
+from archaeologist.checkpoints.fingerprint import fingerprint
+from archaeologist.checkpoints.index import CheckpointIndex, read_index
+from archaeologist.checkpoints.names import is_bias
+from archaeologist.checkpoints.reader import Reader
+from archaeologist.errors import CheckpointChanged, CheckpointError, NothingComparable
+from archaeologist.excavation.plan import Plan, Ties, find_ties, plan_walk
+from archaeologist.excavation.sketch_file import SketchFile
+from archaeologist.excavation.walk import BlockResult, OnProgress, ReferenceUnreadableError, Walk
+from archaeologist.statistics.drift import PairSums, block_drift, global_drift, together
+from archaeologist.statistics.sketch import SketchHeader
+from archaeologist.statistics.weights import block_weights, global_weights, growth_of
+from contracts.artifacts import (
+    GlobalDriftStats,
+    GlobalWeightStats,
+    LayerDriftStats,
+    LayerWeightStats,
+    Versions,
+)
+from contracts.messages import Excavation, Side
+
+_NAMED: Final = 3
+"""How many names a warning lists."""
+
+
+class Opened(Struct, frozen=True, kw_only=True):
+    """A checkpoint, open for reading and known to be the one that the job means."""
+
+    index: CheckpointIndex
+    reader: Reader
+    ties: Ties
+
+
+class Survey(Struct, frozen=True, kw_only=True):
+    """Everything that the walk found out."""
+
+    plan: Plan
+    architecture: str | None
+    weights: dict[str, LayerWeightStats]
+    global_weights: GlobalWeightStats
+    drift: dict[str, LayerDriftStats] = {}
+    global_drift: GlobalDriftStats | None = None
+    """None where nothing was compared."""
+    has_sketch: bool = False
+    warnings: tuple[str, ...] = ()
+    timings: dict[str, float] = {}
+    """Seconds by stage: open (headers, fingerprints, ties) and walk."""
+
+
+def survey(excavation: Excavation, on_progress: OnProgress, *, is_reference_needed: bool) -> Survey:
+    """The walk over the job's checkpoints.
+
+    Args:
+        excavation: The job and how to run it.
+        on_progress: Called with each report of progress.
+        is_reference_needed: Whether a reference that cannot be used fails the job.
+
+    Raises:
+        CheckpointError: The target, or a needed reference, cannot be read or is not the one that the job means.
+        NothingComparable: A needed reference has nothing in common with the target.
+        ArtifactUnwritable: The sketch cannot be written.
+    """
+    reference = excavation.job.reference if excavation.job.options.compute_drift else None
+    if reference is None:
+        return _survey(excavation, None, on_progress)
+    try:
+        return _survey(excavation, reference, on_progress)
+    except ReferenceUnreadableError as failure:
+        cause = failure.__cause__
+        if is_reference_needed and cause is not None:
+            raise cause from None
+        warning = f"the reference was left out: {cause}"
+    found = _survey(excavation, None, on_progress)
+    return replace(found, warnings=(warning, *found.warnings))
+
+
+def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgress) -> Survey:
+    started = time.perf_counter()
+    with contextlib.ExitStack() as files:
+        target = _open(excavation.job.target, files, excavation)
+        theirs = _open_reference(reference, files, excavation) if reference else None
+        plan = plan_walk(
+            target.index,
+            ties=target.ties,
+            reference=theirs.index if theirs else None,
+            reference_ties=theirs.ties if theirs else None,
+        )
+        _check_comparable(plan)
+        opened = time.perf_counter()
+        walk = Walk(
+            plan,
+            target=target.reader,
+            reference=theirs.reader if theirs else None,
+            threads=excavation.threads,
+            has_sketch=excavation.sketch_path is not None,
+            on_progress=on_progress,
+        )
+        found = _collect(plan, target.index, _sketched(walk.blocks(), plan, excavation))
+    walked = time.perf_counter()
+    return replace(
+        found,
+        has_sketch=excavation.sketch_path is not None,
+        warnings=_warnings(found),
+        timings={"open": round(opened - started, 6), "walk": round(walked - opened, 6)},
+    )
+
+
+def _open(side: Side, files: contextlib.ExitStack, excavation: Excavation) -> Opened:
+    index = read_index(Path(side.read_path))
+    if (found := fingerprint(index)) != side.fingerprint:
+        msg = f"checkpoint {side.path!r} has fingerprint {found} and had {side.fingerprint} when the job was made; a checkpoint must not change: request it again"
+        raise CheckpointChanged(msg)
+    reader = files.enter_context(Reader(index, drop_page_cache=excavation.drop_page_cache))
+    return Opened(index=index, reader=reader, ties=find_ties(index, reader))
+
+
+def _open_reference(side: Side, files: contextlib.ExitStack, excavation: Excavation) -> Opened:
+    try:
+        return _open(side, files, excavation)
+    except CheckpointError as error:
+        raise ReferenceUnreadableError from error
+
+
+def _check_comparable(plan: Plan) -> None:
+    if plan.comparison is None or plan.comparison.compared:
+        return
+    differing = plan.comparison.shape_differs
+    example = next((f"{name}: {shapes}" for name, shapes in differing.items()), "no name is in both")
+    msg = f"target and reference share no tensor of the same shape ({example}); compare checkpoints of one model"
+    raise ReferenceUnreadableError from NothingComparable(msg)
+
+
+def _sketched(blocks: Iterator[BlockResult], plan: Plan, excavation: Excavation) -> Iterator[BlockResult]:
+    """The blocks as they come, their sketches written in passing."""
+    if excavation.sketch_path is None:
+        yield from blocks
+        return
+    target = excavation.job.target
+    header = SketchHeader(fingerprint=target.fingerprint, step=target.step)
+    counts = ((pair.name, pair.count) for pair in plan.pairs())
+    with SketchFile(Path(excavation.sketch_path), header, counts) as file:
+        for block in blocks:
+            for result in block.tensors:
+                file.add(result)
+            yield block
+
+
+def _collect(plan: Plan, index: CheckpointIndex, blocks: Iterator[BlockResult]) -> Survey:
+    weights: dict[str, LayerWeightStats] = {}
+    drift: dict[str, LayerDriftStats] = {}
+    sums: list[PairSums] = []
+    for result in blocks:
+        block = result.block
+        by_tensor = {tensor.pair.within: tensor.drift for tensor in result.tensors if tensor.drift is not None}
+        whole = together(by_tensor.values())
+        weights[block.name] = block_weights(
+            {tensor.pair.within: tensor.weights for tensor in result.tensors},
+            name=block.name,
+            layer_type=block.layer_type,
+            biases={pair.within for pair in block.pairs if is_bias(pair.within)},
+            # A block whose tensors are not all compared has no growth: its norms are over different tensors.
+            growth=growth_of(whole.squares, whole.reference_squares) if len(by_tensor) == len(block.pairs) else None,
+        )
+        if by_tensor:
+            drift[block.name] = block_drift(by_tensor, name=block.name)
+            sums.append(whole)
+    return Survey(
+        plan=plan,
+        architecture=_architecture(index.config),
+        weights=weights,
+        global_weights=global_weights(weights.values()),
+        drift=drift,
+        global_drift=global_drift(drift, together(sums)) if drift else None,
+    )
+
+
+def _architecture(config: dict[str, Any] | None) -> str | None:
+    names = (config or {}).get("architectures") or [None]
+    first: str | None = names[0]
+    return first
+
+
+def _warnings(found: Survey) -> tuple[str, ...]:
+    """What a reader must know before using the numbers."""
+    return tuple(
+        sentence
+        for sentence in (_nonfinite(found), _untied(found.plan), _incomparable(found.plan), _resolution(found))
+        if sentence
+    )
+
+
+def _nonfinite(found: Survey) -> str | None:
+    broken = [
+        f"{block.name}.{within}"
+        for block in found.weights.values()
+        for within, tensor in block.tensors.items()
+        if tensor.nan_count or tensor.inf_count
+    ]
+    if not broken:
+        return None
+    whole = found.global_weights
+    return f"{whole.nan_count} NaN and {whole.inf_count} infinite values in {_listed(broken)}; statistics cover the finite values"
+
+
+def _untied(plan: Plan) -> str | None:
+    heads = plan.coverage.untied
+    return f"{_listed(list(heads))} is tied by config.json but differs from the embedding; both are counted" if heads else None
+
+
+def _incomparable(plan: Plan) -> str | None:
+    if plan.comparison is None:
+        return None
+    parts = {
+        "only in the target": list(plan.comparison.only_in_target),
+        "only in the reference": list(plan.comparison.only_in_reference),
+        "of another shape": list(plan.comparison.shape_differs),
+    }
+    said = [f"{_listed(names)} ({what})" for what, names in parts.items() if names]
+    return f"not compared: {'; '.join(said)}" if said else None
+
+
+def _resolution(found: Survey) -> str | None:
+    # What did not change at all is exact, whatever the resolution.
+    rounded = [name for name, block in found.drift.items() if block.below_resolution and block.changed_fraction]
+    if not rounded:
+        return None
+    dtypes = {tensor.dtype for name in rounded for tensor in found.weights[name].tensors.values()}
+    names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+    shown = " and ".join(sorted(names[dtype] for dtype in dtypes))
+    return f"{len(rounded)} of {len(found.drift)} blocks are below the resolution of {shown}: drift there is rounding"
+
+
+def findings(found: Survey) -> tuple[str, ...]:
+    """Two or three exact sentences for the completed event."""
+    whole = found.global_weights
+    said = [f"{whole.param_count:,} parameters in {len(found.weights)} blocks"]
+    if whole.l2 is not None:
+        said[0] += f", L2 norm {whole.l2:.6g}"
+    if found.global_drift is None:
+        return tuple(said)
+    most = found.global_drift.most_changed_layer_relative
+    if not found.global_drift.changed_fraction:
+        return (*said, "no value differs from the reference")
+    if most is not None:
+        said.append(f"{most} moved most (relative L2 {found.drift[most].relative_l2:.2g})")
+    if rounding := _resolution(found):
+        said.append(rounding)
+    return tuple(said)
+
+
+def versions() -> Versions:
+    """What computes the artifact."""
+    return Versions(
+        archaeologist=__version__, python=platform.python_version(), numpy=np.__version__, numba=numba.__version__
+    )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

@@ -1,0 +1,211 @@
+"""The walk: target and reference in lockstep, block by block, each byte read once, in constant memory.
+
+``walk`` gives the blocks in the order of the model while its threads read and sum segments ahead. What a thread holds
+is its two read buffers and one segment's sums, whatever the model's size. The threads read through ``_read``, the
+one place where a block's bytes are at hand.
+"""
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from archaeologist.checkpoints.index import TensorEntry
+from archaeologist.checkpoints.reader import Reader
+from archaeologist.errors import CheckpointError
+from archaeologist.excavation.plan import Plan, PlannedBlock
+from archaeologist.excavation.tally import WIDTHS, Segment, Tally, TensorResult
+from archaeologist.statistics import kernels
+from contracts.messages import Progress
+
+Bytes = npt.NDArray[np.uint8]
+
+READ: Final = 1 << 18
+"""Values read at a time. A multiple of the kernel's piece; both sides' bytes stay in the second-level cache."""
+MAX_THREADS: Final = 16
+"""When the number is not given: more threads than this wait for memory, and each holds buffers."""
+PROGRESS_SECONDS: Final = 0.5
+
+OnProgress = Callable[[Progress], None]
+
+
+class ReferenceUnreadableError(Exception):
+    """The reference failed while it was read; the cause says why. Whoever called decides what that means."""
+
+
+class BlockResult(Struct, frozen=True, kw_only=True):
+    """A block and its tensors' statistics, in stored order."""
+
+    block: PlannedBlock
+    tensors: tuple[TensorResult, ...]
+
+
+def thread_count(asked: int) -> int:
+    """How many threads to use: what was asked for, or with 0 one for each core that this process may use."""
+    return asked or min(len(os.sched_getaffinity(0)), MAX_THREADS)
+
+
+class Walk:
+    """A walk over the checkpoints of a plan; iterate over ``blocks`` once."""
+
+    def __init__(  # noqa: PLR0913 - all but the plan by name
+        self,
+        plan: Plan,
+        *,
+        target: Reader,
+        reference: Reader | None = None,
+        threads: int = 0,
+        has_sketch: bool = False,
+        on_progress: OnProgress = lambda _: None,
+        read_values: int = READ,
+    ) -> None:
+        """Reads nothing yet.
+
+        Args:
+            plan: What to read.
+            target: The target's open files.
+            reference: The reference's, where the plan has one.
+            threads: 0: one for each core.
+            has_sketch: Whether sketches are made.
+            on_progress: Called in the iterating thread after each block, and twice a second.
+            read_values: Values read at a time, a multiple of the kernel's piece; it changes no result.
+        """
+        self._plan = plan
+        self._target = target
+        self._reference = reference
+        self._has_sketch = has_sketch
+        self._on_progress = on_progress
+        self._read_values = read_values
+        self._segments = self._cut()
+        self._lock = threading.Lock()
+        self._results: queue.SimpleQueue[TensorResult | BaseException] = queue.SimpleQueue()
+        self._is_over = threading.Event()
+        self._bytes_read = 0
+        self._threads = [
+            threading.Thread(target=self._work, name=f"walk-{number}", daemon=True)
+            for number in range(thread_count(threads))
+        ]
+        self._started = time.monotonic()
+
+    def blocks(self) -> Iterator[BlockResult]:
+        """The blocks, each as soon as it and all before it are summed.
+
+        Raises:
+            CheckpointError: The target cannot be read to its end.
+            ReferenceUnreadableError: The reference cannot.
+        """
+        self._started = time.monotonic()
+        for thread in self._threads:
+            thread.start()
+        found: dict[str, TensorResult] = {}
+        try:
+            for number, block in enumerate(self._plan.blocks):
+                self._report(number)
+                while not all(pair.target.name in found for pair in block.pairs):
+                    self._collect(found, number)
+                yield BlockResult(block=block, tensors=tuple(found.pop(pair.target.name) for pair in block.pairs))
+            self._report(len(self._plan.blocks))
+        finally:
+            self._is_over.set()
+            for thread in self._threads:
+                thread.join()
+
+    def _collect(self, found: dict[str, TensorResult], number: int) -> None:
+        """Takes one tensor's result, or reports progress where none comes for a while."""
+        try:
+            result = self._results.get(timeout=PROGRESS_SECONDS)
+        except queue.Empty:
+            self._report(number)
+            return
+        if isinstance(result, BaseException):
+            raise result
+        found[result.pair.target.name] = result
+
+    def _report(self, number: int) -> None:
+        done, total = self._bytes_read, self._plan.size_bytes
+        elapsed = time.monotonic() - self._started
+        self._on_progress(
+            Progress(
+                stage="weights",
+                block=number,
+                blocks=len(self._plan.blocks),
+                bytes_read=done,
+                bytes_total=total,
+                eta_sec=round(elapsed * (total - done) / done, 1) if done else None,
+            )
+        )
+
+    # In the threads.
+
+    def _cut(self) -> Iterator[Segment]:
+        """Every segment of every tensor, in the order of the walk; a tensor without values gives its result at once."""
+        for pair in self._plan.pairs():
+            tally = Tally(pair, has_sketch=self._has_sketch)
+            if not tally.segments:
+                self._results.put(tally.result())
+            for number in range(tally.segments):
+                yield Segment(tally, number)
+
+    def _work(self) -> None:
+        # Anything that ends a thread must reach the one that waits for its results.
+        try:
+            # Aligned for float32; the histogram is the largest of what a thread holds.
+            target, reference = (np.empty(self._read_values * 4, np.uint8) for _ in range(2))
+            counts = np.zeros((kernels.SUB_HISTOGRAMS, kernels.BINS), np.uint32)
+            while not self._is_over.is_set():
+                with self._lock:
+                    segment = next(self._segments, None)
+                if segment is None:
+                    return
+                self._dig(segment, target, reference, counts)
+                histogram = counts.sum(axis=0, dtype=np.int64)
+                counts[:] = 0
+                if segment.tally.add(segment, histogram):
+                    self._results.put(segment.tally.result())
+        except BaseException as error:  # noqa: BLE001 - raised again by ``blocks``
+            self._results.put(error)
+
+    def _dig(self, segment: Segment, target: Bytes, reference: Bytes, counts: npt.NDArray[np.uint32]) -> None:
+        pair = segment.tally.pair
+        window = segment.window(segment.start)
+        for start in range(segment.start, segment.stop, self._read_values):
+            stop = min(start + self._read_values, segment.stop)
+            mine = self._read(self._target, pair.target, start, stop, target)
+            theirs = reference[:0]
+            if pair.reference is not None:
+                theirs = self._read_reference(pair.reference, start, stop, reference)
+            window[kernels.START] = start
+            kernels.dig(
+                mine,
+                theirs,
+                window,
+                segment.sums,
+                segment.counts,
+                counts,
+                segment.rows,
+                segment.columns,
+                segment.sketch,
+            )
+            with self._lock:
+                self._bytes_read += mine.size + theirs.size
+
+    def _read(self, reader: Reader, entry: TensorEntry, start: int, stop: int, into: Bytes) -> Bytes:  # noqa: PLR0913, PLR0917 - a range and its buffer
+        width = WIDTHS[entry.dtype]
+        buffer = into[: (stop - start) * width]
+        reader.read(entry, start * width, memoryview(buffer))
+        return buffer
+
+    def _read_reference(self, entry: TensorEntry, start: int, stop: int, into: Bytes) -> Bytes:
+        if self._reference is None:
+            msg = f"the plan has a reference for {entry.name!r} and the walk has none"
+            raise ValueError(msg)
+        try:
+            return self._read(self._reference, entry, start, stop, into)
+        except CheckpointError as error:
+            raise ReferenceUnreadableError from error

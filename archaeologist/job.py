@@ -1,0 +1,147 @@
+"""The child process: one job, one walk, one artifact; ``python -m archaeologist.job --lines-fd N``.
+
+Started by ``daemon.child`` with one ``Excavation`` as a line of JSON on standard input, which then stays open: its end
+means that the parent is gone, and so is the child. What it has to say are lines of JSON on descriptor N: progress, and
+at last ``Succeeded`` or ``Failed``. It exits with 0, 1 (trying again gives the same) or 75 (later may succeed). SIGTERM ends
+it at once: the temporary files it leaves are its caller's to remove.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from archaeologist.errors import ArchaeologistError, InternalError, MessageMalformed, TemporaryError
+from contracts.messages import ChildLine, EventError, Excavation, Failed, Progress, Succeeded
+
+EXIT_PERMANENT: Final = 1
+EXIT_TEMPORARY: Final = os.EX_TEMPFAIL
+
+MAX_REQUEST_BYTES: Final = 1 << 20
+"""Of the line on standard input."""
+NICENESS: Final = 5
+"""Inference on the same machine goes first."""
+OOM_SCORE: Final = 500
+"""When memory runs out the kernel takes this process before the daemon."""
+PROGRESS_SECONDS: Final = 0.25
+
+
+def main() -> int:
+    """Runs the job on standard input; the exit code."""
+    parser = argparse.ArgumentParser(prog="archaeologist.job", description="Runs one job; started by the daemon.")
+    parser.add_argument("--lines-fd", type=int, required=True, help="descriptor for the lines of JSON")
+    lines = _Lines(parser.parse_args().lines_fd)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    _stand_back()
+    started = time.perf_counter()
+    try:
+        outcome: Succeeded | Failed = _run(_read_excavation(), lines.progress, started)
+    except ArchaeologistError as error:
+        outcome = _failed(error, error)
+    except OSError as error:
+        traceback.print_exc()
+        outcome = _failed(InternalError(f"{type(error).__name__}: {error}; see the log of the worker"), error)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the parent must be told
+        traceback.print_exc()
+        outcome = _failed(InternalError(f"{type(error).__name__}: {error}; this is a defect, please report it"), error)
+    lines.write(outcome)
+    if isinstance(outcome, Succeeded):
+        return 0
+    return EXIT_TEMPORARY if outcome.retryable else EXIT_PERMANENT
+
+
+class _Lines:
+    """The lines of JSON to the parent."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._last = -PROGRESS_SECONDS
+
+    def progress(self, progress: Progress) -> None:
+        """Writes a report, unless one was just written; the last one always."""
+        now = time.monotonic()
+        if now - self._last >= PROGRESS_SECONDS or progress.block == progress.blocks:
+            self._last = now
+            self.write(progress)
+
+    def write(self, line: ChildLine) -> None:
+        """Writes a line whole. A parent that no longer listens is no reason to fail here: standard input tells."""
+        content = msgspec.json.encode(line) + b"\n"
+        with contextlib.suppress(BrokenPipeError):
+            while content:
+                content = content[os.write(self._descriptor, content) :]
+
+
+def _read_excavation() -> Excavation:
+    """The job on standard input; from then on a thread leaves the process when that ends.
+
+    Raises:
+        MessageMalformed: It is not one line of JSON with an excavation.
+    """
+    line = bytearray()
+    # Not sys.stdin: a buffered reader would hold a lock that the interpreter wants at its end.
+    while not line.endswith(b"\n") and len(line) <= MAX_REQUEST_BYTES and (part := os.read(0, 65_536)):
+        line += part
+    threading.Thread(target=_leave_with_parent, name="parent", daemon=True).start()
+    try:
+        return msgspec.json.decode(line, type=Excavation)
+    except msgspec.DecodeError as error:
+        msg = f"standard input is not one line of JSON with an excavation: {error}; start jobs with archaeologist"
+        raise MessageMalformed(msg) from error
+
+
+def _leave_with_parent() -> None:
+    while os.read(0, 4096):
+        pass
+    os._exit(EXIT_TEMPORARY)
+
+
+def _run(excavation: Excavation, on_progress: Callable[[Progress], None], started: float) -> Succeeded:
+    # Here, so that a malformed request and a dead parent are noticed before the compiler is loaded.
+    from archaeologist.artifacts.store import write_whole  # noqa: PLC0415
+    from archaeologist.excavation import layer_drift, layer_stats  # noqa: PLC0415
+    from archaeologist.excavation.survey import findings  # noqa: PLC0415
+
+    kind = layer_drift if excavation.job.job_type == "layer_drift" else layer_stats
+    artifact, found = kind.excavate(excavation, on_progress)
+    digest = write_whole(Path(excavation.artifact_path), msgspec.json.encode(artifact))
+    drift = found.global_drift
+    return Succeeded(
+        artifact_sha256=digest,
+        has_sketch=found.has_sketch,
+        has_drift=drift is not None,
+        most_changed_layer=drift.most_changed_layer if drift else None,
+        most_changed_layer_relative=drift.most_changed_layer_relative if drift else None,
+        duration_sec=round(time.perf_counter() - started, 6),
+        findings=findings(found),
+        warnings=artifact.warnings,
+    )
+
+
+def _failed(error: ArchaeologistError, cause: BaseException) -> Failed:
+    is_temporary = isinstance(cause, TemporaryError)
+    return Failed(error=EventError(code=error.code, message=str(error)), retryable=is_temporary)
+
+
+def _stand_back() -> None:
+    """Lets others go first when processors or memory run short; best effort."""
+    with contextlib.suppress(OSError):
+        os.nice(NICENESS)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE), encoding="ascii")
+
+
+if __name__ == "__main__":
+    # Not sys.exit alone: threads of a failed walk must not hold the process up.
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)
