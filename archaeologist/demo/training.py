@@ -50,7 +50,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     alphabet = {token: number for number, token in enumerate((PAD, END, *dict.fromkeys(CHARACTERS)))}
     tokenizer = Tokenizer(models.WordLevel(alphabet, unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call] -- transformers annotates only in part
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers annotates in part
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=PAD
     )
 
@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     # One core for training, the other for the analysis that runs beside it.
     torch.set_num_threads(1)
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call] -- as above
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the same
     trainer = build_trainer(options)
     trainer.train()
     return 0 if trainer.state.global_step == options.steps else 1

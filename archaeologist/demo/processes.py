@@ -1,0 +1,131 @@
+"""The demo's processes: started with a log of their own, stopped for certain, their last words at hand."""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final, Self
+
+from archaeologist.errors import PermanentError
+
+STOP_SECONDS: Final = 15.0
+TAIL_LINES: Final = 15
+TAIL_BYTES: Final = 16_384
+MAX_LINE_BYTES: Final = 1 << 20
+PR_SET_PDEATHSIG: Final = 1
+
+
+class DemoFailed(PermanentError):
+    """The demo did not get to where it must; the message says what is missing."""
+
+    code = "demo_failed"
+
+
+class Program:
+    """A Python module that runs as a process; what it prints goes to a log file.
+
+    Its standard output may be read instead, see ``start``.
+    """
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, log_path: Path) -> None:
+        self.name = name
+        self.log_path = log_path
+        self._process = process
+
+    @classmethod
+    async def start(
+        cls,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        log_path: Path,
+        is_read: bool = False,
+    ) -> Self:
+        """Starts ``python -m`` with these arguments.
+
+        Args:
+            name: For messages: "the daemon".
+            arguments: The module and its arguments.
+            environment: All of its environment.
+            log_path: Where standard error goes, and standard output unless it is read.
+            is_read: Whether ``lines`` will be read.
+        """
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        with log_path.open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                *arguments,
+                env=dict(environment),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE if is_read else log,
+                stderr=log,
+                limit=MAX_LINE_BYTES,
+                # Ctrl-C in the terminal is ours to handle: we stop them in order.
+                start_new_session=True,
+                preexec_fn=_dying_with_parent(),
+            )
+        return cls(name, process, log_path)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def lines(self) -> asyncio.StreamReader:
+        """Its standard output."""
+        assert self._process.stdout is not None, "started without is_read"  # noqa: S101 -- a defect of the caller's
+        return self._process.stdout
+
+    async def wait(self) -> int:
+        """Its exit code, once it ends."""
+        return await self._process.wait()
+
+    async def stop(self) -> None:
+        """SIGTERM, and SIGKILL if that is not enough."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        try:
+            await asyncio.wait_for(self._process.wait(), timeout=STOP_SECONDS)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+
+    def failure(self, what: str, *, code: int | None = None, limit_seconds: float | None = None) -> DemoFailed:
+        """The error that says what happened and how the log ends."""
+        detail = f" (exit code {code})" if code is not None else ""
+        detail += f" (more than {limit_seconds:g} s)" if limit_seconds is not None else ""
+        return DemoFailed(
+            f"{self.name} {what}{detail}; its log {str(self.log_path)!r} ends with:\n{tail(self.log_path)}"
+        )
+
+
+def tail(path: Path) -> str:
+    """The last lines of a log; a word where it is empty or missing."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = file.read().decode(errors="replace").strip().splitlines()
+    except OSError as error:
+        return f"(unreadable: {error.strerror})"
+    return "\n".join(f"  {line}" for line in lines[-TAIL_LINES:]) or "  (nothing)"
+
+
+def _dying_with_parent() -> Callable[[], None]:
+    """Runs in the child before exec: a demo that is killed must leave nothing behind."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    parent = os.getpid()
+
+    def die_with_parent() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return die_with_parent
