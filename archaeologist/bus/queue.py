@@ -4,7 +4,7 @@ The message is a token that leads a worker to the job's record; the record decid
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import nats.errors
 import nats.js.errors
@@ -20,6 +20,16 @@ CALL_SECONDS: Final = 5.0
 
 JOB_TYPES: Final[tuple[JobType, ...]] = ("layer_stats", "layer_drift")
 PRIORITIES: Final[tuple[Priority, ...]] = ("high", "normal", "low")
+
+
+class Backlog(NamedTuple):
+    """Messages of one type and priority."""
+
+    waiting: int
+    """Never handed to a worker."""
+    in_flight: int
+    """Handed to a worker and not acknowledged. One that was handed back, or whose lease ran out, stays among these and
+    is not counted as waiting, so a worker that looked at ``waiting`` alone would never fetch it again."""
 
 
 class JobQueue:
@@ -50,8 +60,8 @@ class JobQueue:
             self._pullers[key] = Puller(self._bus, subjects.JOBS, subjects.job_durable(job_type, priority))
         return await self._pullers[key].take(timeout_seconds=timeout_seconds)
 
-    async def waiting(self) -> dict[tuple[JobType, Priority], int]:
-        """How many messages wait for a worker, by type and priority.
+    async def backlog(self) -> dict[tuple[JobType, Priority], Backlog]:
+        """What lies on the queue, by type and priority.
 
         Raises:
             TopologyMissing: A consumer is not there.
@@ -60,7 +70,7 @@ class JobQueue:
         found = {}
         for job_type in JOB_TYPES:
             for priority in PRIORITIES:
-                found[job_type, priority] = await self._pending(subjects.job_durable(job_type, priority))
+                found[job_type, priority] = await self._backlog(subjects.job_durable(job_type, priority))
         return found
 
     async def remove(self, job_type: JobType, priority: Priority, job_key: str) -> None:
@@ -86,7 +96,7 @@ class JobQueue:
         """Calls back when a message is published: 0.2 ms instead of a poll. It may be missed; poll as well."""
         await subscribe_core(self._bus, subjects.JOBS_SUBJECTS[0], lambda _subject: callback())
 
-    async def _pending(self, durable: str) -> int:
+    async def _backlog(self, durable: str) -> Backlog:
         try:
             info = await self._bus.jetstream.consumer_info(subjects.JOBS, durable, timeout=CALL_SECONDS)
         except nats.js.errors.NotFoundError as error:
@@ -95,4 +105,4 @@ class JobQueue:
         except (nats.errors.Error, OSError, TimeoutError) as error:
             msg = f"consumer {durable!r} cannot be asked: {error}; the bus at {self._bus.shown} is away"
             raise BusUnavailable(msg) from error
-        return int(info.num_pending or 0)
+        return Backlog(waiting=int(info.num_pending or 0), in_flight=int(info.num_ack_pending or 0))

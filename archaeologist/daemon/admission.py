@@ -241,7 +241,8 @@ class Admission:
         limits = self._settings.jobs.of(job.job_type)
         if limits.when_full == "allow":
             return job
-        pending = sum(count for (kind, _), count in (await self._books.queue.waiting()).items() if kind == job.job_type)
+        backlog = await self._books.queue.backlog()
+        pending = sum(part.waiting for (kind, _), part in backlog.items() if kind == job.job_type)
         if pending < limits.max_pending:
             return job
         msg = f"{pending} {job.job_type} jobs are waiting, the limit is {limits.max_pending} (jobs.{job.job_type})"

@@ -7,6 +7,7 @@ lower priority is served after every few of higher ones.
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -16,6 +17,7 @@ import structlog
 from archaeologist.bus.connection import Bus
 from archaeologist.bus.consumer import Received
 from archaeologist.bus.publisher import publish
+from archaeologist.bus.queue import PRIORITIES
 from archaeologist.daemon import announcements, lifecycle
 from archaeologist.daemon.books import Books
 from archaeologist.daemon.completion import Completion
@@ -29,6 +31,9 @@ from contracts.messages import EventError, Job, JobType, Priority, RequestId, en
 from contracts.records import JobRecord
 
 log = structlog.get_logger(__name__)
+
+TAKE_SECONDS = 1.0
+GLANCE_SECONDS = 0.1
 
 
 class Executor:
@@ -88,19 +93,22 @@ class Executor:
         return False
 
     async def _take(self, job_type: JobType) -> Received | None:
-        waiting = {
-            priority: count
-            for (kind, priority), count in (await self._books.queue.waiting()).items()
-            if kind == job_type
-        }
-        priority = choose(waiting, streak=self._streak[job_type], low_after=self._settings.jobs.low_after)
-        if priority is None:
-            return None
-        received = await self._books.queue.take(job_type, priority, timeout_seconds=1.0)
-        if received is not None:
-            is_best = priority == choose(waiting, streak=0, low_after=self._settings.jobs.low_after)
-            self._streak[job_type] = self._streak[job_type] + 1 if is_best else 0
-        return received
+        backlog = await self._books.queue.backlog()
+        own = Counter(run.record.job.priority for run in self._runs.values() if run.record.job.job_type == job_type)
+        waiting = {priority: backlog[job_type, priority].waiting for priority in PRIORITIES}
+        abroad = {priority: backlog[job_type, priority].in_flight - own[priority] for priority in PRIORITIES}
+        best = choose(waiting, streak=0, low_after=self._settings.jobs.low_after)
+        chosen = choose(waiting, streak=self._streak[job_type], low_after=self._settings.jobs.low_after)
+        # What another worker holds may be due again at any time, which only a fetch finds out.
+        due = [priority for priority in PRIORITIES if abroad[priority] > 0 and priority != chosen]
+        for priority in (*due, chosen):
+            if priority is None:
+                continue
+            patience = TAKE_SECONDS if priority == chosen else GLANCE_SECONDS
+            if received := await self._books.queue.take(job_type, priority, timeout_seconds=patience):
+                self._streak[job_type] = self._streak[job_type] + 1 if priority == best else 0
+                return received
+        return None
 
     async def _idle(self) -> None:
         with contextlib.suppress(TimeoutError):

@@ -1,0 +1,137 @@
+"""A server, a campaign and any number of daemons for one test."""
+
+import asyncio
+import contextlib
+import functools
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from msgspec.structs import replace
+
+from archaeologist.artifacts.paths import CampaignFolder
+from archaeologist.bus.connection import Bus, connected
+from archaeologist.bus.log import LoggedEvent, events
+from archaeologist.bus.publisher import publish
+from archaeologist.bus.topology import ensure
+from archaeologist.daemon import run as run_module
+from archaeologist.daemon import service
+from archaeologist.daemon.books import Books
+from archaeologist.daemon.child import run_child
+from archaeologist.settings import BusSettings, JobsSettings, PolicySettings, Settings, WorkerSettings
+from contracts.messages import Event
+from contracts.records import JobRecord, RequestRecord
+from contracts.ulid import new_ulid
+from tests.fixtures import child
+from tests.fixtures.checkpoints import write_checkpoint
+from tests.fixtures.servers import Server
+
+HERO: Final = "dio"
+CAMPAIGN: Final = "c1"
+PATIENCE_SECONDS: Final = 60.0
+
+FAST: Final = JobsSettings(
+    lease_seconds=2.0, heartbeat_seconds=0.5, poll_seconds=0.2, grace_seconds=0.5, retry_delay_seconds=0.5
+)
+
+
+@dataclass
+class House:
+    """What a test needs at hand."""
+
+    server: Server
+    settings: Settings
+    bus: Bus
+    books: Books
+    folder: CampaignFolder
+
+    def save(self, step: int, *, seed: int | None = None) -> Path:
+        """A checkpoint, as a trainer leaves it."""
+        return write_checkpoint(self.folder.checkpoints / f"checkpoint-{step}", seed=step if seed is None else seed)
+
+    async def say(self, subject: str, **fields: Any) -> None:
+        """Publishes a message of this campaign."""
+        body = {"hero_id": HERO, "campaign_id": CAMPAIGN, **fields}
+        await self.say_raw(subject, json.dumps(body).encode())
+
+    async def say_raw(self, subject: str, body: bytes) -> None:
+        """Publishes anything."""
+        await publish(self.bus, subject, body, message_id=new_ulid())
+
+    async def request(self, request_id: str, **fields: Any) -> None:
+        """Publishes ``analysis.requested``."""
+        await self.say("analysis.requested", request_id=request_id, **fields)
+
+    @contextlib.asynccontextmanager
+    async def daemon(self, *, name: str = "box", **jobs: Any) -> AsyncIterator[asyncio.Event]:
+        """A daemon for the length of a block; the event stops it early."""
+        settings = replace(
+            self.settings, worker=WorkerSettings(name=name, threads=1), jobs=replace(self.settings.jobs, **jobs)
+        )
+        stop = asyncio.Event()
+        task = asyncio.create_task(service.run(settings, stop=stop))
+        try:
+            yield stop
+        finally:
+            stop.set()
+            await asyncio.wait_for(task, timeout=PATIENCE_SECONDS)
+
+    async def log(self) -> list[Event]:
+        """Every event so far, progress left out."""
+        found = [logged.event async for logged in events(self.bus, follow=False)]
+        return [event for event in found if event.type != "analysis.progress"]
+
+    async def until_event(self, matches: Callable[[Event], bool]) -> Event:
+        """The first event that matches, past or to come."""
+        async with asyncio.timeout(PATIENCE_SECONDS), contextlib.aclosing(self._follow()) as following:
+            async for logged in following:
+                if matches(logged.event):
+                    return logged.event
+        raise AssertionError
+
+    async def until_ended(self, request_id: str) -> tuple[RequestRecord, JobRecord | None]:
+        """A request's record, and its job's once that is over and announced."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while True:
+                request = await self.books.requests.get(request_id)
+                key = request.value.job_key if request else None
+                job = await self.books.jobs.get(key) if key else None
+                if request is not None and (job is None or job.value.event_sequence is not None):
+                    return request.value, job.value if job else None
+                await asyncio.sleep(0.05)
+
+    async def until_queue_is_empty(self) -> None:
+        """Waits until every message of the queue is acknowledged."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while await self.books.queue.subjects():
+                await asyncio.sleep(0.05)
+
+    def _follow(self) -> AsyncIterator[LoggedEvent]:
+        return events(self.bus, follow=True)
+
+
+def of(request_id: str, kind: str) -> Callable[[Event], bool]:
+    """Matches a request's event of a type."""
+    return lambda event: event.type == f"analysis.{kind}" and event.data["job_id"] == request_id
+
+
+@contextlib.asynccontextmanager
+async def opened(tmp_path: Path) -> AsyncIterator[House]:
+    """A house with a running server and nobody in it."""
+    root = (tmp_path / "root").resolve()
+    async with Server(tmp_path / "nats") as server:
+        settings = Settings(root=str(root), bus=BusSettings(url=server.url), policy=PolicySettings(every=1), jobs=FAST)
+        async with connected(settings.bus, name="test") as bus:
+            await ensure(bus, settings)
+            folder = CampaignFolder.of(root, HERO, CAMPAIGN)
+            yield House(server=server, settings=settings, bus=bus, books=Books.on(bus), folder=folder)
+
+
+def with_quick_children(monkeypatch: pytest.MonkeyPatch, *, seconds: float = 0.0, fate: str = "succeed") -> None:
+    """Daemons of this test start ``tests.fixtures.child`` instead of the real child."""
+    monkeypatch.setattr(run_module, "run_child", functools.partial(run_child, command=child.COMMAND))
+    monkeypatch.setenv("CHILD_SECONDS", str(seconds))
+    monkeypatch.setenv("CHILD_FATE", fate)
