@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.bus.connection import Bus, connected
-from archaeologist.bus.log import LoggedEvent, events
+from archaeologist.bus.log import events
 from archaeologist.bus.publisher import publish
 from archaeologist.bus.topology import ensure
 from archaeologist.daemon import run as run_module
@@ -86,8 +86,8 @@ class House:
 
     async def until_event(self, matches: Callable[[Event], bool]) -> Event:
         """The first event that matches, past or to come."""
-        async with asyncio.timeout(PATIENCE_SECONDS), contextlib.aclosing(self._follow()) as following:
-            async for logged in following:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            async for logged in events(self.bus, follow=True):
                 if matches(logged.event):
                     return logged.event
         raise AssertionError
@@ -106,11 +106,8 @@ class House:
     async def until_queue_is_empty(self) -> None:
         """Waits until every message of the queue is acknowledged."""
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while await self.books.queue.subjects():
+            while await self.books.queue.subjects():  # noqa: ASYNC110 -- another process's stream
                 await asyncio.sleep(0.05)
-
-    def _follow(self) -> AsyncIterator[LoggedEvent]:
-        return events(self.bus, follow=True)
 
 
 def of(request_id: str, kind: str) -> Callable[[Event], bool]:

@@ -390,6 +390,7 @@ async def test_a_higher_priority_moves_a_waiting_job_up(house: House) -> None:
 
 async def test_the_reference_survives_the_trainers_rotation(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     with_quick_children(monkeypatch)
+    job: JobRecord | None = None
     async with house.daemon():
         for step in (100, 200):
             folder = house.save(step)
