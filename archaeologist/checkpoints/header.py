@@ -9,6 +9,7 @@ only; which files a checkpoint has is ``index``'s business.
 import hashlib
 import json
 import math
+import reprlib
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final, NoReturn
@@ -28,7 +29,8 @@ MAX_SIZE: Final = 2**63 - 1
 
 LENGTH_BYTES: Final = 8
 
-_SHOWN_CHARACTERS: Final = 120
+_SHORT: Final = reprlib.Repr()
+_SHORT.maxstring = 120
 
 DTYPE_BITS: Final = {
     "BOOL": 8,
@@ -107,7 +109,12 @@ def read_header(descriptor: int, *, file: str, size: int) -> Header:
 
 
 def parse(raw: bytes, *, data_bytes: int) -> tuple[StoredTensor, ...]:
-    """The tensors that a header's JSON describes, in the order of their bytes; offsets are within the file."""
+    """The tensors that a header's JSON describes, in the order of their bytes; offsets are within the file.
+
+    Args:
+        raw: The JSON.
+        data_bytes: What follows it in the file.
+    """
     try:
         members = decode_json(raw)
     except ValueError as error:
@@ -116,17 +123,17 @@ def parse(raw: bytes, *, data_bytes: int) -> tuple[StoredTensor, ...]:
     if not isinstance(members, dict):
         msg = f"its header is {shown(members)}, not a JSON object"
         raise _Broken(msg)
+    _check_metadata(members.pop("__metadata__", {}))
     start = LENGTH_BYTES + len(raw)
-    tensors = [_tensor(name, value, start=start) for name, value in members.items() if name != "__metadata__"]
+    tensors = [_tensor(name, value, start=start) for name, value in members.items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.size))
     _check_cover(tensors, start=start, data_bytes=data_bytes)
     return tuple(tensors)
 
 
 def shown(value: object) -> str:
-    """A value from a file for a message: quoted, without control characters, short."""
-    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+    """A value from a file for a message: quoted, without control characters, short whatever it holds."""
+    return _SHORT.repr(value)
 
 
 def _read_bytes(descriptor: int, size: int) -> bytes:
@@ -180,8 +187,8 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _tensor(name: str, value: object, *, start: int) -> StoredTensor:
     _check_name(name)
-    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        msg = f"tensor {shown(name)} is {shown(value)}, it needs exactly dtype, shape and data_offsets"
+    if not isinstance(value, dict) or not value.keys() >= {"dtype", "shape", "data_offsets"}:
+        msg = f"tensor {shown(name)} is {shown(value)}, it needs dtype, shape and data_offsets"
         raise _Broken(msg)
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
@@ -194,20 +201,46 @@ def _tensor(name: str, value: object, *, start: int) -> StoredTensor:
         msg = f"tensor {shown(name)} has data_offsets {shown(offsets)}, they are a begin and an end not before it"
         raise _Broken(msg)
     begin, end = offsets
-    bits = math.prod(shape) * DTYPE_BITS[dtype]
-    if (end - begin) * 8 != bits:
-        msg = f"tensor {shown(name)} has {end - begin} bytes, {dtype} of shape {shown(shape)} takes {bits / 8:.15g}"
-        raise _Broken(msg)
+    _check_size(name, dtype, shape, end - begin)
     return StoredTensor(name=name, dtype=dtype, shape=tuple(shape), offset=start + begin, size=end - begin)
+
+
+def _check_size(name: str, dtype: str, shape: list[int], size: int) -> None:
+    # Of the dimensions that are not 0 too: [0, 2**62, 2**62] holds nothing and overflows whoever multiplies.
+    if math.prod(length for length in shape if length) > MAX_SIZE:
+        msg = f"tensor {shown(name)} has shape {shown(shape)}, a shape has up to {MAX_SIZE} values"
+        raise _Broken(msg)
+    values, bits = math.prod(shape), DTYPE_BITS[dtype]
+    if size * 8 != values * bits:
+        msg = f"tensor {shown(name)} has {size} bytes, its shape {shown(shape)} has {values} values of {bits} bits each"
+        raise _Broken(msg)
 
 
 def _check_name(name: str) -> None:
     if len(name) > MAX_NAME_CHARACTERS:
         msg = f"tensor {shown(name)} has a name of {len(name)} characters, at most {MAX_NAME_CHARACTERS} are read"
         raise _Broken(msg)
-    if any("\ud800" <= character <= "\udfff" for character in name):
+    if not _is_unicode(name):
         msg = f"tensor {shown(name)} has half a surrogate pair in its name, a name is Unicode text"
         raise _Broken(msg)
+
+
+def _check_metadata(metadata: object) -> None:
+    is_text = isinstance(metadata, dict) and all(
+        isinstance(text, str) and _is_unicode(text) for item in metadata.items() for text in item
+    )
+    if not is_text:
+        msg = f"__metadata__ is {shown(metadata)}, it maps names to texts"
+        raise _Broken(msg)
+
+
+def _is_unicode(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can escape and nothing can encode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_sizes(value: object) -> bool:

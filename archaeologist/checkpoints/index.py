@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from archaeologist.checkpoints.header import Header, StoredTensor, read_header, shown
+from archaeologist.checkpoints.header import DTYPE_BITS, Header, StoredTensor, read_header, shown
 from archaeologist.checkpoints.layout import Layout, find_layout, inside, resolved
 from archaeologist.errors import (
     CheckpointEmpty,
@@ -29,6 +29,8 @@ MAX_CONFIG_BYTES: Final = 4_000_000
 READ_DTYPES: Final = ("F32", "F16", "BF16")
 
 _BUFFER_DTYPES: Final = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
+
+_SCALED_BITS: Final = 8
 
 # Integers under such a name are packed weights: bitsandbytes, GPTQ, AWQ, compressed-tensors.
 _WEIGHT_NAMES: Final = frozenset({"weight", "qweight", "weight_packed"})
@@ -224,10 +226,12 @@ def _entry(stored: _Stored) -> TensorEntry:
 def _reason_to_skip(tensor: StoredTensor) -> str | None:
     if tensor.dtype in READ_DTYPES:
         return None
+    is_buffer = tensor.dtype in _BUFFER_DTYPES
     # Floats of 8 bits and fewer come with scales: without these their values mean nothing.
-    if tensor.name.rpartition(".")[2] in _WEIGHT_NAMES or tensor.dtype.startswith(("F8", "F6", "F4")):
+    is_scaled = not is_buffer and DTYPE_BITS[tensor.dtype] <= _SCALED_BITS
+    if is_scaled or tensor.name.rpartition(".")[2] in _WEIGHT_NAMES:
         raise _unsupported(tensor)
-    if tensor.dtype in _BUFFER_DTYPES:
+    if is_buffer:
         return f"{tensor.dtype}: a buffer, not weights"
     return f"{tensor.dtype}: {', '.join(READ_DTYPES)} are read"
 

@@ -6,7 +6,7 @@ taken off. Pure text; it does not know shapes or what a module computes.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Final, Literal
 
 from msgspec import Struct
@@ -31,6 +31,8 @@ _EMBEDDING: Final = re.compile(r"^(wte|wpe|shared)$|embed", re.IGNORECASE)
 
 _RANK: Final[dict[LayerType, int]] = {"embedding": 0, "transformer_block": 2, "other": 3, "norm": 4, "output": 5}
 _EMBEDDING_NORM_RANK: Final = 1
+_EARLY: Final = ("encoder", "vision", "visual", "audio")
+_LONGEST_NUMBER: Final = 9
 
 
 class Place(Struct, frozen=True, kw_only=True):
@@ -80,11 +82,11 @@ def group(names: Iterable[str]) -> dict[str, Block]:
         names: Tensor names as stored.
     """
     found: dict[str, tuple[LayerType, dict[str, str]]] = {}
-    for name in names:
+    # One checkpoint may hold a tensor with its wrapper and without: both are kept, the former under its full name.
+    for name in sorted(names, key=lambda name: name != canonical(name)):
         where = place(name)
         members = found.setdefault(where.block, (where.layer_type, {}))[1]
-        # One checkpoint may hold a tensor with its wrapper and without; both are kept, the second under its full name.
-        members[where.within if where.within not in members else name] = name
+        members[_free(members, where.within, name)] = name
     blocks = (Block(name=name, layer_type=kind, tensors=members) for name, (kind, members) in found.items())
     return {block.name: block for block in sorted(blocks, key=_order)}
 
@@ -95,11 +97,20 @@ def is_bias(within: str) -> bool:
     return last == "bias" or last.startswith("bias_") or last.endswith("_bias")
 
 
+def _free(members: Container[str], within: str, name: str) -> str:
+    """A name for a tensor in its block that no other has: its name within, else its full one."""
+    if within not in members:
+        return within
+    # Only parameters without a module can have taken the full name too.
+    while name in members:
+        name += "_"
+    return name
+
+
 def _numbered(parts: list[str]) -> int:
     """How many parts name the numbered block; 0: there is none. The first list counts, so experts stay inside."""
     for index in range(1, len(parts) - 1):
-        # isdecimal alone would take other scripts' digits.
-        if parts[index].isascii() and parts[index].isdecimal() and _LIST.match(parts[index - 1]):
+        if _is_number(parts[index]) and _LIST.match(parts[index - 1]):
             return index + 1
     return 0
 
@@ -120,11 +131,17 @@ def _place(parts: list[str], depth: int, kind: LayerType) -> Place:
     return Place(block=".".join(parts[:depth]), within=".".join(within), layer_type=kind)
 
 
-def _order(block: Block) -> tuple[int, int, tuple[tuple[int, str], ...]]:
+def _order(block: Block) -> tuple[int, bool, list[tuple[bool, int, str]], str]:
     """Kind, then encoders before decoders and vision before language, then the name with its numbers as numbers."""
     rank = _RANK[block.layer_type]
     if block.layer_type == "norm" and _EMBEDDING.search(block.name):
         rank = _EMBEDDING_NORM_RANK
     parts = block.name.split(".")
-    is_later = not any(part.startswith(("encoder", "vision", "visual", "audio")) for part in parts)
-    return rank, int(is_later), tuple((int(part), "") if part.isdecimal() else (0, part) for part in parts)
+    is_later = not any(part.startswith(_EARLY) for part in parts)
+    numbers = [(True, int(part), "") if _is_number(part) else (False, 0, part) for part in parts]
+    return rank, is_later, numbers, block.name
+
+
+def _is_number(part: str) -> bool:
+    # isdecimal alone would take other scripts' digits; a number that long is a name.
+    return part.isascii() and part.isdecimal() and len(part) <= _LONGEST_NUMBER
