@@ -141,7 +141,4 @@ def _stand_back() -> None:
 
 
 if __name__ == "__main__":
-    # Not sys.exit alone: threads of a failed walk must not hold the process up.
-    code = main()
-    sys.stderr.flush()
-    os._exit(code)
+    sys.exit(main())

@@ -52,7 +52,6 @@ _SIGNS: Final = position_signs()
 _SIGN_BIT: Final = np.uint32(0x80000000)
 _MAGNITUDE: Final = np.uint32(0x7FFFFFFF)
 _INFINITE: Final = np.uint32(0x7F800000)
-_ONE: Final = np.uint32(1)
 _LOW: Final = np.uint64(0xFFFF)
 _SIXTEEN: Final = np.uint64(16)
 
@@ -249,7 +248,7 @@ def _flipped(x, y):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     flipped = np.int32(0)
     for i in range(x.size):
         is_opposite = ((x[i] ^ y[i]) & _SIGN_BIT) != 0
-        flipped += np.int32(is_opposite & ((x[i] << _ONE) != 0) & ((y[i] << _ONE) != 0))
+        flipped += np.int32(is_opposite & ((x[i] & _MAGNITUDE) != 0) & ((y[i] & _MAGNITUDE) != 0))
     return flipped
 
 
@@ -387,7 +386,7 @@ def _extremes(bits):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         order = signed ^ ((signed >> np.int32(31)) & np.int32(0x7FFFFFFF))
         low = min(low, order)
         high = max(high, order)
-        zeros += np.int32((bits[i] << _ONE) == 0)
+        zeros += np.int32((bits[i] & _MAGNITUDE) == 0)
     ends = np.array([low, high], np.int32)
     for i in range(2):
         ends[i] ^= (ends[i] >> np.int32(31)) & np.int32(0x7FFFFFFF)

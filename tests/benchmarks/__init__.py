@@ -1,0 +1,1 @@
+"""Benchmarks: programs that print figures; no test asserts a time."""
