@@ -66,14 +66,25 @@ class Bus:
             return None
         return self._complaint[1]
 
-    async def wait_connected(self, timeout_seconds: float) -> bool:
-        """Whether the server is there now or comes within a time."""
-        if self.is_connected or self.client.is_closed:
-            return self.is_connected
-        self._up.clear()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._up.wait(), timeout=timeout_seconds)
-        return self.is_connected
+    @property
+    def reconnects(self) -> int:
+        """How often the connection was lost and made again."""
+        return int(self.client.stats["reconnects"])
+
+    async def until_connected(self, timeout_seconds: float = REQUEST_SECONDS) -> None:
+        """Returns once the server is there. What is sent while it is away fills a buffer, and is sent late.
+
+        Raises:
+            BusUnavailable: It did not come within the time, or the connection is closed for good.
+        """
+        if not self.is_connected and not self.client.is_closed:
+            self._up.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._up.wait(), timeout=timeout_seconds)
+        if not self.is_connected:
+            state = "closed for good" if self.client.is_closed else "lost"
+            msg = f"the connection to the bus at {self.shown} is {state}; is the server up?"
+            raise BusUnavailable(msg)
 
     async def close(self) -> None:
         """Flushes and closes within seconds; never raises."""

@@ -1,7 +1,8 @@
 """Pulling messages: one at a time for the job queue, a loop for intake.
 
 A fetch always has a timeout of a few seconds and is never cancelled: after a server's restart a pending one only ends
-by its timeout, and a cancelled one leaves its pull on the server, which then delivers into the void.
+by its timeout, and a cancelled one leaves its pull on the server, which then delivers into the void. One message a
+fetch: a second one would wait behind the first while its lease runs out. A new message ends a pending fetch at once.
 """
 
 import asyncio
@@ -21,9 +22,14 @@ from archaeologist.errors import BusUnavailable, TemporaryError, TopologyMissing
 log = logging.getLogger(__name__)
 
 FETCH_SECONDS: Final = 1.0
-BATCH: Final = 16
-RETRY_SECONDS: Final = 2.0
+RETRY_SECONDS: Final = 1.0
+PUT_OFF_SECONDS: Final = 2.0
+"""When a message comes again whose handling failed for now."""
 ACK_SECONDS: Final = 5.0
+MAX_FETCH_SECONDS: Final = 5.0
+"""After a server's restart a fetch waits out its time: longer would be longer deaf."""
+ACK_PREFIX: Final = "$JS.ACK."
+"""Begins the reply subject of a delivery; a status message of the server has none."""
 
 _Subscription = JetStreamContext.PullSubscription
 
@@ -95,22 +101,72 @@ class Puller:
         self._subscription: _Subscription | None = None
 
     async def take(self, *, timeout_seconds: float = FETCH_SECONDS) -> Received | None:
-        """The next message, or None where there is none within the timeout.
+        """The next message, or None where there is none within the timeout, which is 5 s at most.
 
         Raises:
             BusUnavailable: No connection now, or closed for good.
             TopologyMissing: The consumer is not there.
         """
-        self._subscription = self._subscription or await _bound(self._bus, self._stream, self._durable)
+        await self._bus.until_connected(timeout_seconds)
         try:
-            messages = await _fetch(
-                self._bus, self._subscription, batch=1, timeout_seconds=timeout_seconds, durable=self._durable
-            )
+            self._subscription = self._subscription or await self._bound()
+            messages = await self._fetched(self._subscription, timeout_seconds=min(timeout_seconds, MAX_FETCH_SECONDS))
         except TemporaryError:
-            await _unbind(self._subscription)
-            self._subscription = None
+            await self.release()
             raise
         return Received(messages[0]) if messages else None
+
+    async def release(self) -> None:
+        """Gives up the subscription and hands back what still arrived in it."""
+        if self._subscription is None:
+            return
+        subscription, self._subscription = self._subscription, None
+        try:
+            await subscription.unsubscribe()
+        except (nats.errors.Error, OSError, ValueError) as error:
+            log.debug("subscription not released", extra={"durable": self._durable, "reason": repr(error)})
+        queue = subscription._sub._pending_queue  # noqa: SLF001 -- fetch would first ask the server for more
+        while not queue.empty():
+            message = queue.get_nowait()
+            if message.reply.startswith(ACK_PREFIX):
+                await Received(message).nak()
+
+    async def _bound(self) -> _Subscription:
+        try:
+            return await self._bus.jetstream.pull_subscribe_bind(durable=self._durable, stream=self._stream)
+        except (nats.errors.Error, OSError) as error:
+            raise self._broken(error) from error
+
+    async def _fetched(self, subscription: _Subscription, *, timeout_seconds: float) -> list[Msg]:
+        try:
+            return await subscription.fetch(1, timeout=timeout_seconds)
+        except (nats.errors.TimeoutError, TimeoutError):
+            return []
+        except (nats.js.errors.ServiceUnavailableError, nats.js.errors.NotFoundError) as error:
+            # Nobody listens where the consumer should: it was deleted, or JetStream is not up yet.
+            msg = f"consumer {self._durable!r} does not answer ({error}); run `archaeologist bus ensure`"
+            raise TopologyMissing(msg) from error
+        except (nats.errors.Error, OSError) as error:
+            # On a closed connection fetch raises at once, without yielding: whoever loops must leave.
+            raise self._broken(error) from error
+
+    def _broken(self, error: Exception) -> BusUnavailable:
+        reason = self._bus.last_error or str(error) or type(error).__name__
+        return BusUnavailable(f"consumer {self._durable!r} cannot be read now ({reason}); it is tried again")
+
+
+async def take(bus: Bus, stream: str, durable: str, *, timeout_seconds: float = FETCH_SECONDS) -> Received | None:
+    """One message of a durable consumer, or None; a ``Puller`` for whoever takes more than one.
+
+    Raises:
+        BusUnavailable: No connection now, or closed for good.
+        TopologyMissing: The consumer is not there.
+    """
+    puller = Puller(bus, stream, durable)
+    try:
+        return await puller.take(timeout_seconds=timeout_seconds)
+    finally:
+        await puller.release()
 
 
 async def consume(
@@ -124,27 +180,31 @@ async def consume(
 ) -> None:
     """Hands every message to ``handle``, one after the other, until ``stop``. ``handle`` acknowledges.
 
-    An error of ``handle`` never ends the loop: the message comes again after a delay.
+    An error of ``handle`` never ends the loop: the message comes again after a delay. The loop ends within about a
+    second of ``stop``, or when the message in hand is handled.
 
     Raises:
         BusUnavailable: The connection is closed for good.
     """
-    subscription: _Subscription | None = None
-    while not stop.is_set():
-        try:
-            subscription = subscription or await _bound(bus, stream, durable)
-            for message in await _fetch(bus, subscription, batch=BATCH, timeout_seconds=FETCH_SECONDS, durable=durable):
-                await _handle_one(Received(message), handle, stop=stop)
-        except TopologyMissing as error:
-            log.warning("consumer missing", extra={"durable": durable, "reason": str(error)})
-            await _renew(subscription, ensure, stop=stop)
-            subscription = None
-        except BusUnavailable:
-            if bus.closed.is_set():
-                raise
-            await _pause(stop, RETRY_SECONDS)
-    if subscription is not None:
-        await _unbind(subscription)
+    puller = Puller(bus, stream, durable)
+    try:
+        while not stop.is_set():
+            try:
+                received = await puller.take()
+            except TopologyMissing as error:
+                log.warning("consumer missing", extra={"durable": durable, "reason": str(error)})
+                await _pause(stop, RETRY_SECONDS)
+                await _restore(ensure, stop=stop)
+            except BusUnavailable as error:
+                if bus.closed.is_set():
+                    raise
+                log.debug("reading again", extra={"durable": durable, "reason": str(error)})
+                await _pause(stop, RETRY_SECONDS)
+            else:
+                if received is not None:
+                    await _handle_one(received, handle, stop=stop)
+    finally:
+        await puller.release()
 
 
 async def _handle_one(
@@ -157,78 +217,19 @@ async def _handle_one(
         await handle(received)
     except TemporaryError as error:
         log.warning("put off", extra={"subject": received.subject, "reason": str(error)})
-        await received.nak(RETRY_SECONDS)
+        await received.nak(PUT_OFF_SECONDS)
     except Exception:
         log.exception("handling failed", extra={"subject": received.subject, "sequence": received.sequence})
-        await received.nak(RETRY_SECONDS)
+        await received.nak(PUT_OFF_SECONDS)
 
 
-async def _bound(bus: Bus, stream: str, durable: str) -> _Subscription:
-    _check_open(bus)
+async def _restore(ensure: Callable[[], Awaitable[object]] | None, *, stop: asyncio.Event) -> None:
+    if ensure is None or stop.is_set():
+        return
     try:
-        return await bus.jetstream.pull_subscribe_bind(durable=durable, stream=stream)
-    except (nats.errors.Error, OSError) as error:
-        _check_open(bus)
-        msg = f"consumer {durable!r} cannot be reached: {error}"
-        raise BusUnavailable(msg) from error
-
-
-async def _fetch(
-    bus: Bus, subscription: _Subscription, *, batch: int, timeout_seconds: float, durable: str
-) -> list[Msg]:
-    try:
-        return await subscription.fetch(batch, timeout=timeout_seconds)
-    except (nats.js.errors.NoStreamResponseError, nats.errors.NoRespondersError, nats.js.errors.NotFoundError) as error:
-        raise _missing(durable, error) from error
-    except nats.js.errors.ServiceUnavailableError as error:
-        raise _missing(durable, error) from error
-    except nats.js.errors.APIError as error:
-        if "deleted" in (error.description or "").lower():
-            raise _missing(durable, error) from error
-        raise _broken(durable, error) from error
-    except (nats.errors.TimeoutError, TimeoutError):
-        _check_open(bus)
-        return []
-    except (nats.errors.Error, OSError) as error:
-        # On a closed connection fetch raises at once, without yielding: leave the loop on it.
-        _check_open(bus)
-        raise _broken(durable, error) from error
-
-
-def _broken(durable: str, error: Exception) -> BusUnavailable:
-    return BusUnavailable(f"consumer {durable!r} cannot be read now: {error}; it is tried again")
-
-
-def _missing(durable: str, error: Exception) -> TopologyMissing:
-    return TopologyMissing(f"consumer {durable!r} does not answer ({error}); run `archaeologist bus ensure`")
-
-
-def _check_open(bus: Bus) -> None:
-    if bus.closed.is_set() or bus.client.is_closed:
-        msg = f"the connection to the bus at {bus.shown} is closed for good"
-        bus.closed.set()
-        raise BusUnavailable(msg)
-
-
-async def _renew(
-    subscription: _Subscription | None, ensure: Callable[[], Awaitable[object]] | None, *, stop: asyncio.Event
-) -> None:
-    """Drops the subscription and puts the topology right, after a pause."""
-    if subscription is not None:
-        await _unbind(subscription)
-    await _pause(stop, RETRY_SECONDS)
-    if ensure is not None and not stop.is_set():
-        try:
-            await ensure()
-        except TemporaryError as error:
-            log.warning("topology not restored yet", extra={"reason": str(error)})
-
-
-async def _unbind(subscription: _Subscription) -> None:
-    try:
-        await subscription.unsubscribe()
-    except (nats.errors.Error, OSError, ValueError) as error:
-        log.debug("unsubscribe", extra={"reason": repr(error)})
+        await ensure()
+    except TemporaryError as error:
+        log.warning("topology not restored yet", extra={"reason": str(error)})
 
 
 async def _pause(stop: asyncio.Event, seconds: float) -> None:

@@ -1,33 +1,29 @@
-"""Reading the Battle Log: replay, follow, find one message.
+"""The Battle Log as a reader sees it: replay, follow, find one message.
 
-A reader is a pull consumer of its own without acknowledgements; after a server restart it is made anew from the last
-sequence seen, so nothing is missed or shown twice.
+Read from the last sequence seen after every interruption, so nothing is missed or shown twice.
 """
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 import msgspec
 import nats.errors
 import nats.js.errors
 from nats.aio.msg import Msg
-from nats.js import JetStreamContext, api
 
 from archaeologist.bus.connection import Bus
+from archaeologist.bus.reading import Reader, reading
 from archaeologist.errors import BusUnavailable, TopologyMissing
 from contracts import subjects as names
 from contracts.messages import Event
-from contracts.ulid import new_ulid
 
 log = logging.getLogger(__name__)
 
-FETCH_SECONDS: Final = 1.0
-BATCH: Final = 100
-INACTIVE_SECONDS: Final = 60.0
-RETRY_SECONDS: Final = 1.0
+RETRY_SECONDS: Final = 0.5
 CLOCK_SKEW: Final = timedelta(minutes=10)
 """A search by time starts this much earlier, because the record's clock and the server's may differ."""
 
@@ -49,33 +45,37 @@ async def events(
     subjects: Sequence[str] | None = None,
     stop: asyncio.Event | None = None,
 ) -> AsyncIterator[LoggedEvent]:
-    """The Battle Log's events in order.
+    """The Battle Log's events in order; what is no event is logged and left out.
 
     Args:
         bus: The connection.
         after_sequence: Start behind this one.
-        since: Start at this moment.
-        last: Start so many messages before the end.
+        since: Start at this moment; without effect beside ``after_sequence`` and ``last``.
+        last: Start so many messages of these subjects before the end; 0: at the end.
         follow: Go on for ever with what comes; otherwise end where the log ended when the call was made.
         subjects: Only these event types.
-        stop: Ends a follower.
+        stop: Ends a follower within a second.
 
     Raises:
-        BusUnavailable: Not reachable (a follower waits instead, until the connection is closed for good).
+        BusUnavailable: Not reachable (a follower that has begun waits, until the connection is closed for good).
         TopologyMissing: There is no Battle Log.
     """
-    first, end = await _bounds(bus)
-    position = max(after_sequence or 0, first - 1, end - last if last is not None else 0)
+    end = await _end(bus)
+    position = max(after_sequence or 0, await _before_the_last(bus, last, end=end, subjects=subjects))
     while not (stop and stop.is_set()):
         try:
-            async for message in _read(bus, names.BATTLE_LOG, position, since=since, subjects=subjects, stop=stop):
-                if not follow and (message is None or message.metadata.sequence.stream > end):
-                    return
-                if message is None:
-                    continue
-                position = message.metadata.sequence.stream
-                if logged := _decoded(message):
-                    yield logged
+            async with reading(
+                bus, names.BATTLE_LOG, after_sequence=position, since=since, subjects=subjects
+            ) as reader:
+                while not (stop and stop.is_set()):
+                    if not follow and await reader.is_at_end():
+                        return
+                    for message in await reader.batch():
+                        position = message.metadata.sequence.stream
+                        if not follow and position > end:
+                            return
+                        if logged := _decoded(message):
+                            yield logged
         except BusUnavailable as error:
             if not follow or bus.closed.is_set():
                 raise
@@ -90,100 +90,50 @@ async def find_message(bus: Bus, stream: str, message_id: str, *, subject: str, 
 
     Raises:
         BusUnavailable: The connection is closed for good.
+        TopologyMissing: There is no such stream.
     """
     while True:
         try:
-            async for message in _read(bus, stream, 0, since=since - CLOCK_SKEW, subjects=[subject], headers_only=True):
-                if message is None:
-                    return None
-                if (message.headers or {}).get(names.MESSAGE_ID) == message_id:
-                    return int(message.metadata.sequence.stream)
+            async with reading(bus, stream, since=since - CLOCK_SKEW, subjects=[subject], headers_only=True) as reader:
+                return await _find(reader, message_id)
         except BusUnavailable:
             if bus.closed.is_set():
                 raise
         await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _bounds(bus: Bus) -> tuple[int, int]:
+async def _find(reader: Reader, message_id: str) -> int | None:
+    while not await reader.is_at_end():
+        for message in await reader.batch():
+            if (message.headers or {}).get(names.MESSAGE_ID) == message_id:
+                return int(message.metadata.sequence.stream)
+    return None
+
+
+async def _end(bus: Bus) -> int:
+    """Sequence of the log's last message; 0 while there is none."""
     try:
-        state = (await bus.jetstream.stream_info(names.BATTLE_LOG)).state
+        return int((await bus.jetstream.stream_info(names.BATTLE_LOG)).state.last_seq)
     except nats.js.errors.NotFoundError as error:
         msg = f"there is no stream {names.BATTLE_LOG} on {bus.shown}; run `archaeologist bus ensure`"
         raise TopologyMissing(msg) from error
     except (nats.errors.Error, OSError, TimeoutError) as error:
-        msg = f"the Battle Log on {bus.shown} cannot be read: {bus.last_error or error}"
-        raise BusUnavailable(msg) from error
-    return int(state.first_seq), int(state.last_seq)
-
-
-async def _read(
-    bus: Bus,
-    stream: str,
-    position: int,
-    *,
-    since: datetime | None = None,
-    subjects: Sequence[str] | None = None,
-    headers_only: bool = False,
-    stop: asyncio.Event | None = None,
-) -> AsyncIterator[Msg | None]:
-    """Messages behind ``position``; None each time the end is reached."""
-    config = api.ConsumerConfig(
-        name=f"reader-{new_ulid()}",
-        ack_policy=api.AckPolicy.NONE,
-        inactive_threshold=INACTIVE_SECONDS,
-        mem_storage=True,
-        headers_only=headers_only or None,
-        filter_subjects=list(subjects) if subjects else None,
-    )
-    if position:
-        config.deliver_policy, config.opt_start_seq = api.DeliverPolicy.BY_START_SEQUENCE, position + 1
-    elif since is not None:
-        config.deliver_policy, config.opt_start_time = api.DeliverPolicy.BY_START_TIME, since.astimezone(UTC)
-    try:
-        await bus.jetstream.add_consumer(stream, config)
-        subscription = await bus.jetstream.pull_subscribe_bind(consumer=config.name, stream=stream)
-    except (nats.errors.Error, OSError, TimeoutError) as error:
-        msg = f"stream {stream} on {bus.shown} cannot be read: {bus.last_error or error}"
-        raise BusUnavailable(msg) from error
-    try:
-        received = 0
-        while not (stop and stop.is_set()):
-            if await _is_exhausted(subscription, stream, received=received):
-                yield None
-            for message in await _batch(subscription, stream):
-                received += 1
-                yield message
-    finally:
-        await _drop(bus, stream, str(config.name), subscription)
-
-
-async def _batch(subscription: JetStreamContext.PullSubscription, stream: str) -> list[Msg]:
-    try:
-        return await subscription.fetch(BATCH, timeout=FETCH_SECONDS)
-    except (nats.errors.TimeoutError, TimeoutError):
-        return []
-    except (nats.errors.Error, OSError) as error:
-        msg = f"reading stream {stream} broke off: {error}"
+        msg = f"the Battle Log on {bus.shown} cannot be read: {bus.last_error or error}; is the server up?"
         raise BusUnavailable(msg) from error
 
 
-async def _is_exhausted(subscription: JetStreamContext.PullSubscription, stream: str, *, received: int) -> bool:
-    """Whether the server has nothing more and nothing is under way."""
-    try:
-        info = await subscription.consumer_info()
-    except (nats.errors.Error, OSError, TimeoutError) as error:
-        msg = f"reading stream {stream} broke off: {error}"
-        raise BusUnavailable(msg) from error
-    return not info.num_pending and info.delivered is not None and int(info.delivered.consumer_seq) <= received
+async def _before_the_last(bus: Bus, last: int | None, *, end: int, subjects: Sequence[str] | None) -> int:
+    """The sequence behind which the last so many messages lie.
 
-
-async def _drop(bus: Bus, stream: str, name: str, subscription: JetStreamContext.PullSubscription) -> None:
-    try:
-        await subscription.unsubscribe()
-        await bus.jetstream.delete_consumer(stream, name)
-    except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
-        # It ends by itself after a minute without a reader.
-        log.debug("reader not deleted", extra={"reason": repr(error)})
+    Progress events expire, so sequences have gaps and cannot be counted back: the headers are read instead.
+    """
+    if last is None or last == 0:
+        return 0 if last is None else end
+    newest: deque[int] = deque(maxlen=last + 1)
+    async with reading(bus, names.BATTLE_LOG, subjects=subjects, headers_only=True) as reader:
+        while not await reader.is_at_end():
+            newest.extend(int(message.metadata.sequence.stream) for message in await reader.batch())
+    return newest[0] if len(newest) > last else 0
 
 
 def _decoded(message: Msg) -> LoggedEvent | None:

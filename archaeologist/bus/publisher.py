@@ -5,7 +5,6 @@ fills with every repetition; so nothing is sent until the server is there, and t
 """
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -69,25 +68,23 @@ async def publish(
     loop = asyncio.get_running_loop()
     deadline = None if deadline_seconds is None else loop.time() + deadline_seconds
     all_headers = {**(headers or {}), subjects.MESSAGE_ID: message_id}
-    for attempt in itertools.count():
+    level = logging.WARNING
+    while True:
         left = ATTEMPT_SECONDS if deadline is None else min(ATTEMPT_SECONDS, max(0.05, deadline - loop.time()))
         try:
             return await _publish_once(bus, subject, payload, headers=all_headers, ttl=ttl_seconds, seconds=left)
         except (BusUnavailable, TopologyMissing) as error:
             if bus.closed.is_set() or (deadline is not None and loop.time() + RETRY_SECONDS >= deadline):
                 raise
-            level = logging.DEBUG if attempt else logging.WARNING
             log.log(level, "publishing again", extra={"subject": subject, "reason": str(error)})
+            level = logging.DEBUG
         await asyncio.sleep(RETRY_SECONDS)
-    raise AssertionError  # itertools.count never ends
 
 
 async def _publish_once(
     bus: Bus, subject: str, payload: bytes, *, headers: dict[str, str], ttl: int | None, seconds: float
 ) -> Published:
-    if not await bus.wait_connected(seconds):
-        msg = f"{subject!r} could not be published: the bus at {bus.shown} is away"
-        raise BusUnavailable(msg)
+    await bus.until_connected(seconds)
     try:
         ack = await bus.jetstream.publish(subject, payload, timeout=seconds, headers=dict(headers), msg_ttl=ttl)
     except nats.js.errors.NoStreamResponseError as error:

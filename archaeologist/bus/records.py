@@ -1,11 +1,16 @@
 """Typed key-value records, changed by compare-and-set.
 
 Every call tries again while the connection is down: a record decides the life of a job, and "perhaps written" is no
-answer. An update whose confirmation was lost is found already made by the reading that follows.
+answer. So each write carries an id: where the server says that somebody was first, the id tells whether that was this
+very write, whose confirmation got lost. The server itself looks at the revision before it looks at the id.
+
+The buckets are those of ``nats kv``; nats-py's own KeyValue neither carries an id nor lists keys without a push
+consumer, which hangs when the server restarts.
 """
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, Generic, NamedTuple, TypeVar
 
@@ -13,10 +18,13 @@ import msgspec
 import nats.errors
 import nats.js.errors
 from msgspec import Struct
-from nats.js.kv import KeyValue
+from nats.js import api
 
 from archaeologist.bus.connection import Bus
-from archaeologist.errors import BusUnavailable, TopologyMissing
+from archaeologist.bus.reading import reading
+from archaeologist.errors import BusUnavailable, MessageTooLarge, TopologyMissing
+from contracts import subjects
+from contracts.ulid import new_ulid
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +34,12 @@ R = TypeVar("R")
 RETRY_SECONDS: Final = 0.5
 CONFLICT_SECONDS: Final = 0.01
 WATCH_SECONDS: Final = 1.0
+
+KEY: Final = re.compile(r"[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*")
+OPERATION: Final = "KV-Operation"
+"""Header of a deleted key's marker."""
+STREAM_NOT_FOUND: Final = 10059
+WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
 
 
 class Entry(NamedTuple, Generic[T]):
@@ -50,23 +64,25 @@ class Records(Generic[T]):
         self._bucket = bucket
         self._kind = kind
         self._deadline_seconds = deadline_seconds
-        self._store: KeyValue | None = None
+        self._stream = f"KV_{bucket}"
+        self._prefix = f"$KV.{bucket}."
 
     async def get(self, key: str) -> Entry[T] | None:
         """The record under a key; None where there is none or the key cannot be one."""
-        try:
-            return await self._persistently(lambda store: self._get(store, key))
-        except nats.js.errors.InvalidKeyError:
+        if not KEY.fullmatch(key):
             return None
+        stored = await self._persistently(lambda: self._stored(key))
+        if stored is None or _is_deletion(stored.headers):
+            return None
+        return Entry(self._decoded(stored.data), int(stored.seq or 0))
 
     async def create(self, key: str, value: T) -> int | None:
         """Its revision; None where the key exists already."""
-        return await self._persistently(lambda store: self._write(store.create(key, msgspec.json.encode(value))))
+        return await self._write(key, value, revision=0)
 
     async def update(self, key: str, value: T, revision: int) -> int | None:
         """The new revision; None where somebody else was first."""
-        body = msgspec.json.encode(value)
-        return await self._persistently(lambda store: self._write(store.update(key, body, last=revision)))
+        return await self._write(key, value, revision=revision)
 
     async def change(self, key: str, step: Callable[[T | None], T | None]) -> T | None:
         """What stands after ``step`` was applied to the record as it is.
@@ -86,19 +102,16 @@ class Records(Generic[T]):
 
     async def keys(self) -> list[str]:
         """All keys."""
-        return await self._persistently(self._keys)
+        return list(await self._persistently(lambda: self._listed(headers_only=True)))
 
     async def all(self) -> dict[str, T]:
         """All records by key; those that do not decode are logged and left out."""
         found = {}
-        for key in await self.keys():
+        for key, body in (await self._persistently(lambda: self._listed(headers_only=False))).items():
             try:
-                entry = await self.get(key)
+                found[key] = self._decoded(body)
             except msgspec.DecodeError as error:
                 log.warning("record does not decode", extra={"key": key, "reason": str(error)})
-                continue
-            if entry is not None:
-                found[key] = entry.value
         return found
 
     async def watch(self, key: str) -> AsyncIterator[T]:
@@ -111,52 +124,87 @@ class Records(Generic[T]):
                 yield entry.value
             await asyncio.sleep(WATCH_SECONDS)
 
-    async def _get(self, store: KeyValue, key: str) -> Entry[T] | None:
+    def _decoded(self, body: bytes | None) -> T:
+        return msgspec.json.decode(body or b"", type=self._kind)
+
+    async def _write(self, key: str, value: T, *, revision: int) -> int | None:
+        if not KEY.fullmatch(key):
+            msg = f"{key!r} cannot be a key of bucket {self._bucket!r}: letters, digits and -/_=. only"
+            raise ValueError(msg)
+        body = msgspec.json.encode(value)
+        write_id = new_ulid()
+        return await self._persistently(lambda: self._write_once(key, body, revision=revision, write_id=write_id))
+
+    async def _write_once(self, key: str, body: bytes, *, revision: int, write_id: str) -> int | None:
+        headers = {
+            subjects.MESSAGE_ID: write_id,
+            str(api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value): str(revision),
+        }
         try:
-            found = await store.get(key)
-        except nats.js.errors.KeyNotFoundError:
+            ack = await self._bus.jetstream.publish(f"{self._prefix}{key}", body, headers=headers)
+        except nats.js.errors.APIError as error:
+            if error.err_code not in WRONG_LAST_SEQUENCE:
+                raise
+        else:
+            return int(ack.seq)
+        stored = await self._stored(key)
+        if stored is not None and (stored.headers or {}).get(subjects.MESSAGE_ID) == write_id:
+            return int(stored.seq or 0)
+        if stored is not None and revision == 0 and _is_deletion(stored.headers):
+            return await self._write_once(key, body, revision=int(stored.seq or 0), write_id=write_id)
+        return None
+
+    async def _stored(self, key: str) -> api.RawStreamMsg | None:
+        try:
+            return await self._bus.jetstream.get_msg(self._stream, subject=f"{self._prefix}{key}")
+        except nats.js.errors.NotFoundError as error:
+            if error.err_code == STREAM_NOT_FOUND:
+                raise self._missing() from error
             return None
-        return Entry(msgspec.json.decode(found.value or b"", type=self._kind), int(found.revision or 0))
 
-    @staticmethod
-    async def _keys(store: KeyValue) -> list[str]:
-        try:
-            return list(await store.keys())
-        except nats.js.errors.NoKeysError:
-            return []
+    async def _listed(self, *, headers_only: bool) -> dict[str, bytes]:
+        """Body of each record by key."""
+        found = {}
+        async with reading(
+            self._bus, self._stream, subjects=[f"{self._prefix}>"], headers_only=headers_only, is_last_per_subject=True
+        ) as reader:
+            while not await reader.is_at_end():
+                for message in await reader.batch():
+                    if not _is_deletion(message.headers):
+                        found[message.subject.removeprefix(self._prefix)] = message.data
+        return found
 
-    @staticmethod
-    async def _write(writing: Awaitable[int]) -> int | None:
-        try:
-            return await writing
-        except nats.js.errors.KeyWrongLastSequenceError:
-            return None
-
-    async def _persistently(self, call: Callable[[KeyValue], Awaitable[R]]) -> R:
+    async def _persistently(self, call: Callable[[], Awaitable[R]]) -> R:
+        """The call's result, tried until the server answers."""
         loop = asyncio.get_running_loop()
-        started = loop.time()
+        deadline = None if self._deadline_seconds is None else loop.time() + self._deadline_seconds
+        level = logging.WARNING
         while True:
             try:
-                return await call(await self._bucket_store())
-            except (nats.js.errors.InvalidKeyError, msgspec.DecodeError):
-                raise
-            except (nats.errors.Error, OSError, TimeoutError) as error:
-                self._give_up_if_due(error, elapsed=loop.time() - started)
+                await self._bus.until_connected(RETRY_SECONDS)
+                return await call()
+            except nats.errors.MaxPayloadError as error:
+                msg = f"a record of bucket {self._bucket!r} is larger than the server takes; raise its max_payload"
+                raise MessageTooLarge(msg) from error
+            except (BusUnavailable, TopologyMissing, nats.errors.Error, OSError, TimeoutError) as error:
+                failure = self._failure(error)
+                if self._bus.closed.is_set() or (deadline is not None and loop.time() + RETRY_SECONDS >= deadline):
+                    raise failure from error
+                log.log(level, "asking for records again", extra={"bucket": self._bucket, "reason": str(failure)})
+                level = logging.DEBUG
             await asyncio.sleep(RETRY_SECONDS)
 
-    def _give_up_if_due(self, error: Exception, *, elapsed: float) -> None:
+    def _failure(self, error: Exception) -> BusUnavailable | TopologyMissing:
+        if isinstance(error, (BusUnavailable, TopologyMissing)):
+            return error
+        if isinstance(error, nats.js.errors.NoStreamResponseError):
+            return self._missing()
         reason = self._bus.last_error or str(error) or type(error).__name__
-        if isinstance(error, nats.js.errors.BucketNotFoundError):
-            self._store = None
-            if self._deadline_seconds is not None:
-                msg = f"bucket {self._bucket!r} is not there; run `archaeologist bus ensure`"
-                raise TopologyMissing(msg) from error
-        is_due = self._deadline_seconds is not None and elapsed >= self._deadline_seconds
-        if is_due or self._bus.closed.is_set() or self._bus.client.is_closed:
-            msg = f"bucket {self._bucket!r} cannot be reached on {self._bus.shown}: {reason}"
-            raise BusUnavailable(msg) from error
+        return BusUnavailable(f"bucket {self._bucket!r} cannot be reached on {self._bus.shown} ({reason}); is it up?")
 
-    async def _bucket_store(self) -> KeyValue:
-        if self._store is None:
-            self._store = await self._bus.jetstream.key_value(self._bucket)
-        return self._store
+    def _missing(self) -> TopologyMissing:
+        return TopologyMissing(f"bucket {self._bucket!r} is not there; run `archaeologist bus ensure`")
+
+
+def _is_deletion(headers: dict[str, str] | None) -> bool:
+    return OPERATION in (headers or {})
