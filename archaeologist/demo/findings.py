@@ -72,12 +72,13 @@ def shortcomings(findings: Sequence[Finding], *, expected_steps: Sequence[int]) 
 
 def table(findings: Sequence[Finding]) -> Table:
     """A row a checkpoint: what it can do, and what changed since the one before."""
-    shown = Table(title="What changed from checkpoint to checkpoint", title_justify="left")
+    shown = Table(title="Scores, and what changed since the checkpoint before", title_justify="left")
     for heading in ("step", *SKILLS, "eval loss"):
         shown.add_column(heading, justify="right")
-    shown.add_column("most changed block")
-    for heading in ("its relative L2", "relative L2", "values changed"):
+    shown.add_column("most changed block", no_wrap=True)
+    for heading in ("its rel. L2", "rel. L2", "changed"):
         shown.add_column(heading, justify="right")
+    shown.caption = "most changed and rel. L2: drift over the earlier weights' norm; changed: share of all values"
     for finding in findings:
         shown.add_row(*_row(finding))
     return shown
@@ -88,7 +89,7 @@ def _row(finding: Finding) -> list[str]:
     scores = [_number(announced.skills.get(skill), "{:.2f}") for skill in SKILLS]
     start = [str(announced.step), *scores, _number(announced.metrics.get("eval_loss"), "{:.3f}")]
     if drift is None:
-        return [*start, "(the first: nothing to compare with)", "", "", ""]
+        return [*start, "(the first)", "", "", ""]
     block = drift.most_changed_layer_relative
     of_block = finding.artifact.drift_stats[block].relative_l2 if block in finding.artifact.drift_stats else None
     return [

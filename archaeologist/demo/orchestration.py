@@ -118,9 +118,9 @@ async def run(plan: Plan, console: Console) -> None:
             "the daemon", ["archaeologist", "daemon"], environment=environment, log_path=plan.log_path("daemon")
         )
         stack.push_async_callback(daemon.stop)
-        console.print(
-            f"server at {server.url}, daemon (pid {daemon.pid}), everything under {plan.root}", soft_wrap=True
-        )
+        console.print(f"server at {server.url}, daemon (pid {daemon.pid})")
+        console.print(f"everything lies under {plan.root}", soft_wrap=True)
+        console.print(f"training a tiny Qwen3 on BIN and SY: {plan.steps} steps, a checkpoint every {plan.save_every}")
         async with _watched(server, daemon, plan):
             await _train_and_follow(plan, bus, environment, console)
         findings = await _findings(plan, bus)
@@ -187,8 +187,7 @@ async def _watched(server: EmbeddedServer, daemon: Program, plan: Plan) -> Async
         raise DemoFailed(msg)
 
     async def guard_daemon() -> None:
-        code = await daemon.wait()
-        raise daemon.failure("ended by itself", code=code)
+        daemon.fail("ended by itself", code=await daemon.wait())
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -231,11 +230,11 @@ async def _train(plan: Plan, environment: dict[str, str], console: Console) -> N
                 _show_save(line, console)
             code = await training.wait()
     except TimeoutError:
-        raise training.failure("took too long", limit_seconds=TRAINING_SECONDS) from None
+        training.fail("took too long", limit_seconds=TRAINING_SECONDS)
     finally:
         await training.stop()
     if code != 0:
-        raise training.failure("failed", code=code)
+        training.fail("failed", code=code)
 
 
 def _show_save(line: bytes, console: Console) -> None:

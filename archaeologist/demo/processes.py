@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NoReturn, Self
 
 from archaeologist.errors import PermanentError
 
@@ -98,13 +98,12 @@ class Program:
                 self._process.kill()
             await self._process.wait()
 
-    def failure(self, what: str, *, code: int | None = None, limit_seconds: float | None = None) -> DemoFailed:
-        """The error that says what happened and how the log ends."""
+    def fail(self, what: str, *, code: int | None = None, limit_seconds: float | None = None) -> NoReturn:
+        """Raises the error that says what happened and how the log ends."""
         detail = f" (exit code {code})" if code is not None else ""
         detail += f" (more than {limit_seconds:g} s)" if limit_seconds is not None else ""
-        return DemoFailed(
-            f"{self.name} {what}{detail}; its log {str(self.log_path)!r} ends with:\n{tail(self.log_path)}"
-        )
+        msg = f"{self.name} {what}{detail}; its log {str(self.log_path)!r} ends with:\n{tail(self.log_path)}"
+        raise DemoFailed(msg)
 
 
 def tail(path: Path) -> str:
