@@ -74,5 +74,7 @@ class SketchFile:
                     self._path.unlink(missing_ok=True)
 
     def _unwritable(self, error: OSError) -> ArtifactUnwritable:
-        msg = f"sketch {str(self._path)!r} cannot be written: {error.strerror}; make room or give this user the right to"
+        msg = (
+            f"sketch {str(self._path)!r} cannot be written: {error.strerror}; make room or give this user the right to"
+        )
         return ArtifactUnwritable(msg)

@@ -222,7 +222,11 @@ def _nonfinite(found: Survey) -> str | None:
 
 def _untied(plan: Plan) -> str | None:
     heads = plan.coverage.untied
-    return f"{_listed(list(heads))} is tied by config.json but differs from the embedding; both are counted" if heads else None
+    return (
+        f"{_listed(list(heads))} is tied by config.json but differs from the embedding; both are counted"
+        if heads
+        else None
+    )
 
 
 def _incomparable(plan: Plan) -> str | None:
