@@ -17,26 +17,30 @@ import socket
 import sys
 from pathlib import Path
 from typing import IO, Final
+from urllib.parse import quote
 
 from archaeologist.errors import BusUnavailable
 
 DEFAULT_PORT: Final = 4222
 START_SECONDS: Final = 10.0
+POLL_SECONDS: Final = 0.02
 STOP_SECONDS: Final = 10.0
+LOCK_SECONDS: Final = 3.0
+"""A server whose parent was killed holds its store for a moment longer."""
+LOG_BYTES: Final = 8 * 1024 * 1024
+LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 PR_SET_PDEATHSIG: Final = 1
 
 
 class EmbeddedServer:
     """A running nats-server that ends with this process."""
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, *, lock: IO[str], listen: str, port: int, token: str | None
-    ) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, *, listen: str, port: int, token: str | None) -> None:
         self._process = process
-        self._lock = lock
         self._listen = listen
-        self._token = token
         self.port = port
+        self.token = token
+        """What clients must present; None: nothing."""
 
     @classmethod
     async def start(
@@ -46,32 +50,39 @@ class EmbeddedServer:
 
         Args:
             store: Folder of the streams, the lock, the configuration and the remembered port.
-            listen: Address to listen on; anything but loopback wants a token.
+            listen: Address to listen on.
             port: None: the store's earlier port, else 4222, else any free one.
-            token: What clients must present; kept in a file that only the owner reads.
+            token: What clients must present. Without one, an address other than loopback gets the store's own, which
+                stays the same from start to start; it is kept in files that only the owner reads.
 
         Raises:
             BusUnavailable: The binary is missing, the store is in use, the port is taken, or it does not come up.
         """
         binary = find_binary()
-        lock = _locked(store)
-        try:
+        # The server inherits the lock, so the store is free only when the server itself is gone.
+        with await _locked(store) as lock:
+            if token is None and listen not in LOOPBACK:
+                token = _kept_token(store)
             chosen = _choose_port(store, listen, port)
             config = _write_config(store, listen=listen, port=chosen, token=token)
-            process = await _spawn(binary, config, store)
-            server = cls(process, lock=lock, listen=listen, port=chosen, token=token)
+            process = await _spawn(binary, config, store, lock=lock)
+        server = cls(process, listen=listen, port=chosen, token=token)
+        try:
             await server._until_ready(store)
         except BaseException:
-            lock.close()
+            await server.stop()
             raise
         _remember_port(store, chosen)
         return server
 
     @property
     def url(self) -> str:
-        """The address for clients on this machine."""
-        secret = f"{self._token}@" if self._token else ""
-        host = "127.0.0.1" if self._listen in {"0.0.0.0", "::"} else self._listen  # noqa: S104 -- compared, not bound
+        """The address for clients on this machine, with the token."""
+        return self.url_at(_reachable(self._listen))
+
+    def url_at(self, host: str) -> str:
+        """The address for clients that know this machine by a name or address, with the token."""
+        secret = f"{quote(self.token, safe='')}@" if self.token else ""
         return f"nats://{secret}{f'[{host}]' if ':' in host else host}:{self.port}"
 
     async def wait(self) -> int:
@@ -88,17 +99,18 @@ class EmbeddedServer:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
             await self._process.wait()
-        self._lock.close()
 
     async def _until_ready(self, store: Path) -> None:
         try:
             async with asyncio.timeout(START_SECONDS):
-                while not _answers(self._listen, self.port):
+                is_answering = False
+                # Another program may have taken the port in between: an answer counts only while ours lives.
+                while not is_answering:
+                    is_answering = _answers(self._listen, self.port)
+                    await asyncio.sleep(POLL_SECONDS)
                     if self._process.returncode is not None:
                         raise BusUnavailable(_failure(store, f"it ended with code {self._process.returncode}"))
-                    await asyncio.sleep(0.02)
         except TimeoutError as error:
-            await self.stop()
             raise BusUnavailable(_failure(store, f"it did not answer within {START_SECONDS:g} s")) from error
 
 
@@ -117,21 +129,41 @@ def find_binary() -> str:
     raise BusUnavailable(msg)
 
 
-def _locked(store: Path) -> IO[str]:
+async def _locked(store: Path) -> IO[str]:
     """The store's lock: two servers on one store start without an error and destroy it."""
-    store.mkdir(parents=True, exist_ok=True)
-    lock = (store / "lock").open("a", encoding="ascii")
+    lock = _lock_file(store)
+    deadline = asyncio.get_running_loop().time() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if asyncio.get_running_loop().time() >= deadline:
+                lock.close()
+                msg = f"another server uses the store {str(store)!r}; stop it, or give this one another --root"
+                raise BusUnavailable(msg) from error
+        else:
+            return lock
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def _lock_file(store: Path) -> IO[str]:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        store.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return (store / "lock").open("a", encoding="ascii")
     except OSError as error:
-        lock.close()
-        msg = f"another server uses the store {str(store)!r}; stop it, or give this one another --root"
+        msg = f"the embedded server's store {str(store)!r} cannot be written: {error.strerror}; choose another --root"
         raise BusUnavailable(msg) from error
-    return lock
 
 
 def _choose_port(store: Path, listen: str, port: int | None) -> int:
     """The port asked for, else the one of last time, else 4222, else a free one: clients keep theirs in settings."""
+    try:
+        with _socket(listen) as probe:
+            probe.bind((listen, 0))
+            any_free = int(probe.getsockname()[1])
+    except OSError as error:
+        msg = f"nothing can listen on {listen!r}: {error.strerror}; give an address of this machine, 0.0.0.0 for all"
+        raise BusUnavailable(msg) from error
     if port is not None:
         if not _is_free(listen, port):
             msg = f"port {port} on {listen} is taken; stop what uses it, or choose another with --port"
@@ -140,12 +172,7 @@ def _choose_port(store: Path, listen: str, port: int | None) -> int:
     remembered = store / "port"
     earlier = remembered.read_text(encoding="ascii").strip() if remembered.is_file() else ""
     candidates = [int(earlier)] if earlier.isdigit() and 0 < int(earlier) < 65536 else []  # noqa: PLR2004 -- TCP ports
-    for candidate in (*candidates, DEFAULT_PORT):
-        if _is_free(listen, candidate):
-            return candidate
-    with _socket(listen) as probe:
-        probe.bind((listen, 0))
-        return int(probe.getsockname()[1])
+    return next((port for port in (*candidates, DEFAULT_PORT) if _is_free(listen, port)), any_free)
 
 
 def _remember_port(store: Path, port: int) -> None:
@@ -163,10 +190,15 @@ def _is_free(listen: str, port: int) -> bool:
 
 
 def _answers(listen: str, port: int) -> bool:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen, listen)  # noqa: S104 -- compared, not bound
+    host = _reachable(listen)
     with _socket(host) as probe:
         probe.settimeout(0.2)
         return probe.connect_ex((host, port)) == 0
+
+
+def _reachable(listen: str) -> str:
+    """An address of this machine on which a server that listens there answers."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen, listen)  # noqa: S104 -- compared, not bound
 
 
 def _socket(host: str) -> socket.socket:
@@ -183,22 +215,34 @@ def _write_config(store: Path, *, listen: str, port: int, token: str | None) -> 
         # By default the server calls fsync every two minutes, and a power cut drops what it had acknowledged.
         "  sync_interval: always",
         "}",
+        f"log_file: {json.dumps(str(store / 'server.log'))}",
+        f"logfile_size_limit: {LOG_BYTES}",
+        "logfile_max_num: 2",
     ]
     if token is not None:
         lines.append(f"authorization {{ token: {json.dumps(token)} }}")
     path = store / "server.conf"
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write("\n".join(lines) + "\n")
+    _write_private(path, "\n".join(lines) + "\n")
     return path
 
 
-def new_token() -> str:
-    """A token for ``--listen``."""
-    return secrets.token_urlsafe(24)
+def _kept_token(store: Path) -> str:
+    """The store's token, made at the first call: the line that a trainer was given stays true."""
+    path = store / "token"
+    if path.is_file() and (kept := path.read_text(encoding="ascii").strip()):
+        return kept
+    token = secrets.token_urlsafe(24)
+    _write_private(path, token + "\n")
+    return token
 
 
-async def _spawn(binary: str, config: Path, store: Path) -> asyncio.subprocess.Process:
+def _write_private(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+async def _spawn(binary: str, config: Path, store: Path, *, lock: IO[str]) -> asyncio.subprocess.Process:
     libc = ctypes.CDLL(None, use_errno=True)
     parent = os.getpid()
 
@@ -217,6 +261,7 @@ async def _spawn(binary: str, config: Path, store: Path) -> asyncio.subprocess.P
             stdout=output,
             stderr=output,
             start_new_session=True,
+            pass_fds=(lock.fileno(),),
             preexec_fn=die_with_parent,
         )
 

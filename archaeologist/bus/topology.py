@@ -12,7 +12,7 @@ import nats.js.errors
 from nats.js import api
 
 from archaeologist.bus.connection import Bus
-from archaeologist.errors import BusUnavailable, TopologyConflict
+from archaeologist.errors import ArchaeologistError, BusUnavailable, TopologyConflict
 from archaeologist.settings import Settings
 from contracts import subjects
 
@@ -23,7 +23,30 @@ DAY: Final = 24 * HOUR
 MAX_QUEUED: Final = 10_000
 """The queue's hard ceiling, beyond which everything is refused."""
 
-INTAKE_ACK_PENDING: Final = 256
+INTAKE_ACK_PENDING: Final = 16
+"""Intake handles one message after the other; the rest of these are messages put off for a moment."""
+
+BUCKET_FIELDS: Final = ("max_age", "num_replicas", "max_msgs_per_subject")
+STREAM_FIELDS: Final = (
+    *BUCKET_FIELDS,
+    "subjects",
+    "retention",
+    "storage",
+    "discard",
+    "discard_new_per_subject",
+    "duplicate_window",
+    "max_msgs",
+    "allow_msg_ttl",
+)
+REMEDIES: Final = {
+    10052: "it cannot be changed; save what the stream holds, delete it with `nats stream rm`, and ensure again",
+    10065: "another stream captures our subjects; delete it or narrow its subjects",
+    10074: "set bus.replicas to 1, or run as many servers in a cluster",
+    10005: "set bus.replicas to at most the number of servers in the cluster",
+    10099: "a consumer that is not ours reads the job queue; delete it with `nats consumer rm`",
+    10100: "a consumer that is not ours reads the job queue; delete it with `nats consumer rm`",
+}
+"""The server's refusals that trying again does not cure."""
 
 
 class Change(NamedTuple):
@@ -44,6 +67,7 @@ def streams(settings: Settings) -> list[api.StreamConfig]:
     replicas = settings.bus.replicas
     history: dict[str, Any] = {
         "retention": api.RetentionPolicy.LIMITS,
+        "discard": api.DiscardPolicy.OLD,
         "max_age": 30 * DAY,
         "storage": api.StorageType.FILE,
         "num_replicas": replicas,
@@ -78,6 +102,7 @@ def streams(settings: Settings) -> list[api.StreamConfig]:
             discard_new_per_subject=True,
             max_msgs_per_subject=1,
             max_msgs=MAX_QUEUED,
+            max_age=0.0,
             # Off in effect: the record decides what is a repeat, and a forced run may come within seconds.
             duplicate_window=1.0,
             storage=api.StorageType.FILE,
@@ -134,13 +159,13 @@ async def ensure(bus: Bus, settings: Settings) -> list[Change]:
         BusUnavailable: The server is away, or the identity may not create streams.
     """
     changes: list[Change] = []
+    await bus.until_connected()
     try:
         changes += [await _ensure_stream(bus, config) for config in streams(settings)]
         changes += [await _ensure_bucket(bus, bucket) for bucket in buckets(settings)]
         changes += [await _ensure_durable(bus, durable) for durable in durables(settings)]
     except nats.js.errors.APIError as error:
-        msg = f"the bus at {bus.shown} refused its set-up: {error.description or error} (code {error.err_code})"
-        raise BusUnavailable(msg) from error
+        raise _refusal(bus, error) from error
     except (nats.errors.Error, OSError, TimeoutError) as error:
         reason = bus.last_error or str(error) or type(error).__name__
         msg = (
@@ -192,7 +217,8 @@ async def _ensure_stream(bus: Bus, config: api.StreamConfig) -> Change:
             f" a server never changes; save what it holds, delete it with `nats stream rm {name}` and ensure again"
         )
         raise TopologyConflict(msg)
-    await bus.jetstream.update_stream(config)
+    # What we do not set stays as whoever runs the server set it: placement, compression, limits in bytes.
+    await bus.jetstream.update_stream(current.evolve(**_set_by(config)))
     return Change("stream", name, "updated")
 
 
@@ -218,6 +244,18 @@ async def _ensure_durable(bus: Bus, durable: _Durable) -> Change:
         return Change("consumer", name, "unchanged")
     await bus.jetstream.add_consumer(durable.stream, durable.config)
     return Change("consumer", name, "created" if current is None else "updated")
+
+
+def _refusal(bus: Bus, error: nats.js.errors.APIError) -> ArchaeologistError:
+    reason = f"{error.description or error} (code {error.err_code})"
+    if remedy := REMEDIES.get(error.err_code or 0):
+        return TopologyConflict(f"the bus at {bus.shown} refused its set-up: {reason}; {remedy}")
+    return BusUnavailable(f"the bus at {bus.shown} refused its set-up: {reason}; is JetStream up and the role allowed?")
+
+
+def _set_by(config: api.StreamConfig) -> dict[str, Any]:
+    """The fields of a stream that we decide."""
+    return {field: value for field in STREAM_FIELDS if (value := getattr(config, field)) is not None}
 
 
 async def _stream(bus: Bus, name: str) -> api.StreamConfig | None:
@@ -247,9 +285,7 @@ def _bucket_stream(config: api.KeyValueConfig) -> api.StreamConfig:
 
 
 def _stream_differences(current: api.StreamConfig, wanted: api.StreamConfig) -> list[str]:
-    fields = ["subjects", "retention", "max_age", "num_replicas", "max_msgs_per_subject"]
-    if wanted.subjects:
-        fields += ["discard_new_per_subject", "duplicate_window", "max_msgs", "allow_msg_ttl"]
+    fields = STREAM_FIELDS if wanted.subjects else BUCKET_FIELDS
     return [text for field in fields if (text := _difference(current, wanted, field))]
 
 
