@@ -19,7 +19,6 @@ import json
 import math
 import struct
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -162,14 +161,13 @@ def encode_header(header: SketchHeader, sizes: Iterable[tuple[str, int]]) -> byt
     return _LENGTH.pack(len(content)) + content
 
 
-def read_sketch(path: Path) -> Sketch:
-    """The sketch in a file.
+def decode_sketch(content: bytes) -> Sketch:
+    """The sketch that a file's bytes are.
 
     Raises:
-        ArtifactInvalid: It is not there or is no sketch.
+        ArtifactInvalid: They are no sketch.
     """
     try:
-        content = path.read_bytes()
         (length,) = _LENGTH.unpack_from(content)
         if length > MAX_HEADER_BYTES:
             raise ValueError(f"its header claims {length} bytes")  # noqa: EM102, TRY003, TRY301 - reworded just below
@@ -183,8 +181,8 @@ def read_sketch(path: Path) -> Sketch:
             step=int(metadata["step"]),
         )
         return Sketch(header=header, tensors=dict(_tensors(document, content[_LENGTH.size + length :])))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        msg = f"sketch {str(path)!r} cannot be read: {error}; analyse its checkpoint again"
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        msg = f"a sketch of {len(content)} bytes cannot be read: {error}; analyse its checkpoint again"
         raise ArtifactInvalid(msg) from error
 
 

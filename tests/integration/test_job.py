@@ -23,7 +23,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen3Conf
 from archaeologist.artifacts.store import read_layer_drift, read_layer_stats
 from archaeologist.checkpoints.fingerprint import fingerprint
 from archaeologist.checkpoints.index import read_index
-from archaeologist.statistics.sketch import distance, read_sketch
+from archaeologist.statistics.sketch import decode_sketch, distance
 from contracts.artifacts import LayerStats
 from contracts.messages import (
     CampaignId,
@@ -277,7 +277,7 @@ def test_a_sketch_file_is_safetensors_and_gives_the_distance_between_checkpoints
         assert code == 0
         assert outcome(said).has_sketch
         path = tmp_path / str(step) / "sketches" / "sketch.tmp"
-        sketches.append(read_sketch(path))
+        sketches.append(decode_sketch(path.read_bytes()))
         artifacts.append(read_layer_stats(tmp_path / str(step) / "artifact.tmp"))
         for name, values in load_file(str(path)).items():
             assert np.array_equal(values, sketches[-1].tensors[name])
