@@ -1,0 +1,263 @@
+"""Times the child against the specification's approach, side by side, and takes the child's memory.
+
+``python -m tests.benchmarks.spine [--layers 28] [--rounds 3] [--folder DIR] [--only-ours]``. Makes a bfloat16
+checkpoint of random weights in the shape of Qwen3-0.6B, one that has drifted from it, and the same four times as
+large; times both approaches in turn in fresh processes, from inside, so that starting the interpreter and importing
+libraries do not count but reading the checkpoints does; deletes what it made. Nothing is asserted.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from archaeologist.artifacts.store import read_layer_stats
+from archaeologist.checkpoints.fingerprint import fingerprint
+from archaeologist.checkpoints.index import read_index
+from contracts.messages import (
+    CampaignId,
+    ChildLine,
+    Excavation,
+    HeroId,
+    Job,
+    JobKey,
+    JobOptions,
+    RequestId,
+    Side,
+    Succeeded,
+)
+
+HIDDEN, HEADS, KEY_VALUE_HEADS, HEAD_SIZE, INTERMEDIATE, VOCABULARY = 1024, 16, 8, 128, 3072, 151_936
+
+# The specification's approach (its sections 5.3 and 5.4): the whole model, a norm and a cosine for each parameter.
+SPECIFICATION = """
+import json, sys, time
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+target, reference = sys.argv[1:]
+started = time.perf_counter()
+model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16)
+model.eval()
+norms = {name: parameter.data.norm(2).item() for name, parameter in model.named_parameters()}
+state = load_file(reference + "/model.safetensors", device="cpu")
+distances, cosines = {}, {}
+for name, parameter in model.named_parameters():
+    if name not in state:
+        continue
+    distances[name] = (parameter.data - state[name]).norm(2).item()
+    mine, theirs = parameter.data.flatten().unsqueeze(0), state[name].flatten().unsqueeze(0)
+    cosines[name] = torch.nn.functional.cosine_similarity(mine, theirs).item()
+print(json.dumps({"seconds": time.perf_counter() - started, "tensors": len(distances)}))
+"""
+
+
+def shapes(layers: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
+    """The parameters of a Qwen3 with tied embeddings."""
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, HIDDEN), "model.norm.weight": (HIDDEN,)}
+    for layer in range(layers):
+        found |= {
+            f"model.layers.{layer}.{name}.weight": shape
+            for name, shape in {
+                "input_layernorm": (HIDDEN,),
+                "self_attn.q_proj": (HEADS * HEAD_SIZE, HIDDEN),
+                "self_attn.k_proj": (KEY_VALUE_HEADS * HEAD_SIZE, HIDDEN),
+                "self_attn.v_proj": (KEY_VALUE_HEADS * HEAD_SIZE, HIDDEN),
+                "self_attn.o_proj": (HIDDEN, HEADS * HEAD_SIZE),
+                "self_attn.q_norm": (HEAD_SIZE,),
+                "self_attn.k_norm": (HEAD_SIZE,),
+                "post_attention_layernorm": (HIDDEN,),
+                "mlp.gate_proj": (INTERMEDIATE, HIDDEN),
+                "mlp.up_proj": (INTERMEDIATE, HIDDEN),
+                "mlp.down_proj": (HIDDEN, INTERMEDIATE),
+            }.items()
+        }
+    return found
+
+
+def values(count: int, *, seed: int, moved: float) -> Iterator[bytes]:
+    """Normal weights as bfloat16, a million at a time; ``moved``: how far from those of the same seed."""
+    weights, steps = np.random.default_rng(seed), np.random.default_rng(seed + 1)
+    for start in range(0, count, 1 << 20):
+        size = min(1 << 20, count - start)
+        chunk = weights.standard_normal(size, np.float32)
+        if moved:
+            chunk += steps.standard_normal(size, np.float32) * np.float32(moved)
+        yield ((chunk * np.float32(0.02)).view(np.uint32) >> 16).astype(np.uint16).tobytes()
+
+
+def make(folder: Path, *, layers: int, vocabulary: int, moved: float) -> Path:
+    """A checkpoint of random weights in one safetensors file."""
+    folder.mkdir(parents=True)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes(layers, vocabulary).items():
+        start, end = end, end + 2 * int(np.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    content = json.dumps(header).encode()
+    content += b" " * (-len(content) % 8)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(content).to_bytes(8, "little") + content)
+        for seed, shape in enumerate(shapes(layers, vocabulary).values()):
+            file.writelines(values(int(np.prod(shape)), seed=2 * seed, moved=moved))
+    config = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "hidden_size": HIDDEN,
+        "intermediate_size": INTERMEDIATE,
+        "num_hidden_layers": layers,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KEY_VALUE_HEADS,
+        "head_dim": HEAD_SIZE,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+class Sampler(threading.Thread):
+    """Follows a process's anonymous memory, the page cache left out."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._status = Path(f"/proc/{pid}/status")
+        self.peak_mb = 0.0
+
+    def run(self) -> None:
+        try:
+            while True:
+                for line in self._status.read_text().splitlines():
+                    if line.startswith("RssAnon:"):
+                        self.peak_mb = max(self.peak_mb, int(line.split()[1]) / 1024)
+                time.sleep(0.005)
+        except OSError:
+            return  # the process has ended
+
+
+def ours(target: Path, reference: Path, folder: Path) -> dict[str, float]:
+    """One run of the child: its own duration, the time from its start to its first line, its peak memory."""
+    request = msgspec.json.encode(excavation(target, reference, folder)) + b"\n"
+    reading, writing = os.pipe()
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "archaeologist.job", "--lines-fd", str(writing)],
+        stdin=subprocess.PIPE,
+        pass_fds=(writing,),
+        env={**os.environ, "NUMBA_CACHE_DIR": str(folder / "numba")},
+    )
+    os.close(writing)
+    sampler = Sampler(process.pid)
+    sampler.start()
+    assert process.stdin is not None
+    process.stdin.write(request)
+    process.stdin.flush()
+    with os.fdopen(reading, "rb") as lines:
+        first = lines.readline()
+        first_line_seconds = time.perf_counter() - started
+        last = first
+        for line in lines:
+            last = line
+    process.wait()
+    process.stdin.close()
+    sampler.join()
+    outcome = msgspec.json.decode(last, type=ChildLine)
+    if not isinstance(outcome, Succeeded):
+        raise SystemExit(str(outcome))
+    artifact = read_layer_stats(folder / "artifact.tmp")
+    return {
+        "seconds": artifact.compute_duration_sec,
+        "walk": artifact.timings["walk"],
+        "whole": outcome.duration_sec,
+        "start": first_line_seconds - artifact.timings["open"],
+        "peak_mb": sampler.peak_mb,
+    }
+
+
+def theirs(target: Path, reference: Path) -> float:
+    """One run of the specification's approach, in seconds."""
+    command = [sys.executable, "-W", "ignore", "-c", SPECIFICATION, str(target), str(reference)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(json.loads(output.splitlines()[-1])["seconds"])
+
+
+def excavation(target: Path, reference: Path, folder: Path) -> Excavation:
+    """What the child is asked for: everything that there is, the sketch included."""
+    sides = [
+        Side(path=str(path), step=step, read_path=str(path), fingerprint=fingerprint(read_index(path)))
+        for step, path in enumerate((reference, target))
+    ]
+    job = Job(
+        job_key=JobKey("benchmark"),
+        job_id=RequestId("benchmark"),
+        job_type="layer_stats",
+        priority="normal",
+        hero_id=HeroId("benchmark"),
+        campaign_id=CampaignId("benchmark"),
+        target=sides[1],
+        reference=sides[0],
+        options=JobOptions(compute_activations=False),
+        created_at="2025-11-28T14:30:00Z",
+    )
+    return Excavation(job=job, artifact_path=str(folder / "artifact.tmp"), sketch_path=str(folder / "sketch.tmp"))
+
+
+def measure(folder: Path, *, layers: int, vocabulary: int, rounds: int, has_theirs: bool) -> None:
+    """Makes a pair, times both approaches in turn, prints the figures."""
+    base = make(folder / "base", layers=layers, vocabulary=vocabulary, moved=0)
+    target = make(folder / "target", layers=layers, vocabulary=vocabulary, moved=0.05)
+    gigabytes = 2 * (base / "model.safetensors").stat().st_size / 1e9
+    ours(target, base, folder)  # compiles where it must, and fills the page cache for both
+    runs, other = [], []
+    for _ in range(rounds):
+        runs.append(ours(target, base, folder))
+        if has_theirs:
+            other.append(theirs(target, base))
+    seconds = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    print(
+        f"{layers} layers, {gigabytes:.2f} GB in both: {seconds['seconds']:.3f} s "
+        f"({gigabytes / seconds['seconds']:.1f} GB/s; walk {seconds['walk']:.3f} s; with the libraries' import "
+        f"{seconds['whole']:.2f} s; first line after {seconds['start']:.2f} s), "
+        f"peak {max(run['peak_mb'] for run in runs):.0f} MB anonymous"
+    )
+    if other:
+        slow = statistics.median(other)
+        print(f"  the specification's approach: {slow:.3f} s; ratio {slow / seconds['seconds']:.1f}")
+    shutil.rmtree(base)
+    shutil.rmtree(target)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Times the child against the specification's approach.")
+    parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where the checkpoints are made; by default a temporary folder")
+    parser.add_argument("--only-ours", action="store_true")
+    parser.add_argument("--only-small", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        for times in (1,) if arguments.only_small else (1, 4):
+            measure(
+                Path(folder),
+                layers=arguments.layers * times,
+                vocabulary=VOCABULARY * times,
+                rounds=arguments.rounds,
+                has_theirs=times == 1 and not arguments.only_ours,
+            )
+
+
+if __name__ == "__main__":
+    main()
