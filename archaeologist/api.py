@@ -105,7 +105,7 @@ def analyze(  # noqa: PLR0913 -- the options of the command, all by keyword
         model_ref=model_ref,
     )
     found = _run(excavate(job, threads=threads, output=output, progress=progress, cache=cache))
-    return msgspec.json.decode(found.content, type=LayerStats)
+    return decode_layer_stats(found)
 
 
 def drift(
@@ -135,7 +135,7 @@ def drift(
     """
     job = layer_drift_job(base, target, metrics=metrics)
     found = _run(excavate(job, threads=threads, output=output, progress=progress, cache=cache))
-    return msgspec.json.decode(found.content, type=LayerDrift)
+    return decode_layer_drift(found)
 
 
 # Jobs.
@@ -227,6 +227,16 @@ def _job(job_type: JobType, *, target: Side, reference: Side | None, options: Jo
 
 
 # Running one.
+
+
+def decode_layer_stats(found: Excavated) -> LayerStats:
+    """The artifact of a ``layer_stats`` job."""
+    return msgspec.json.decode(found.content, type=LayerStats)
+
+
+def decode_layer_drift(found: Excavated) -> LayerDrift:
+    """The artifact of a ``layer_drift`` job."""
+    return msgspec.json.decode(found.content, type=LayerDrift)
 
 
 class _Places(NamedTuple):

@@ -35,8 +35,6 @@ SHOWN_LINES: Final = 8
 SHOWN_CHARACTERS: Final = 1500
 DRAIN_SECONDS: Final = 5.0
 """After the exit: what a pipe still holds is there at once, unless a stranger keeps the pipe open."""
-OOM_SCORE: Final = "500"
-"""When memory runs out the kernel should take the child, not the daemon or the inference server."""
 ASK_AGAIN: Final = "ask again with force, and report it if it repeats"
 
 _decoder = msgspec.json.Decoder(ChildLine)
@@ -244,7 +242,6 @@ async def _started(command: Sequence[str], environment: Mapping[str, str]) -> As
             )
         child = _Child(process, stdin=stdin, lines=lines, output=output)
         stack.push_async_callback(child.destroy)
-        _volunteer(process.pid)
         yield child
 
 
@@ -264,11 +261,6 @@ async def _writer(descriptor: int, stack: contextlib.AsyncExitStack) -> asyncio.
     # Closed already where the child ended first, and abort() is not to be called twice.
     stack.callback(lambda: None if transport.is_closing() else transport.abort())
     return transport
-
-
-def _volunteer(pid: int) -> None:
-    with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/oom_score_adj").write_text(OOM_SCORE, encoding="ascii")
 
 
 def _verdict(

@@ -1,0 +1,97 @@
+"""``analyze`` and ``drift``: one analysis, no bus."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from archaeologist.cli.options import AsJson, Config, read_settings
+
+if TYPE_CHECKING:
+    from archaeologist.api import Excavated
+    from contracts.messages import Job
+
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=0, help="Threads; 0: one for each core, as set in worker.threads.")
+]
+
+
+def analyze(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint's folder or one .safetensors file.")],
+    reference: Annotated[
+        Path | None, typer.Option("--reference", help="The checkpoint to compare with.", metavar="CHECKPOINT")
+    ] = None,
+    activations: Annotated[
+        bool, typer.Option("--activations/--no-activations", help="Run the probes through the model.")
+    ] = True,
+    drift: Annotated[bool, typer.Option("--drift/--no-drift", help="Compare with the reference.")] = True,
+    as_json: AsJson = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="Folder for the artifact and the checkpoint's sketch.", metavar="DIR"),
+    ] = None,
+    threads: Threads = None,
+    config: Config = None,
+) -> None:
+    """Analyses one checkpoint: every block's weights, and its drift from a reference."""
+    from archaeologist import api
+    from archaeologist.cli import console, rendering
+
+    settings = read_settings(config=config)
+    job = api.layer_stats_job(checkpoint, reference=reference if drift else None, compute_activations=activations)
+    found = _excavate(job, threads=settings.worker.threads if threads is None else threads, output=output)
+    if as_json:
+        _print_bytes(found)
+    else:
+        console.output().print(rendering.layer_stats(api.decode_layer_stats(found)))
+        _tell_where(found)
+
+
+def drift(
+    base: Annotated[Path, typer.Argument(help="The checkpoint that it came from.")],
+    target: Annotated[Path, typer.Argument(help="The checkpoint that it went to.")],
+    metrics: Annotated[
+        str, typer.Option("--metrics", help="Of l2, cosine and frobenius, with commas.", metavar="NAMES")
+    ] = "l2,cosine",
+    as_json: AsJson = False,
+    output: Annotated[Path | None, typer.Option("--output", help="File for the artifact.", metavar="FILE")] = None,
+    threads: Threads = None,
+    config: Config = None,
+) -> None:
+    """Compares two checkpoints: how far each block moved."""
+    from archaeologist import api
+    from archaeologist.cli import console, rendering
+
+    settings = read_settings(config=config)
+    names = [name.strip() for name in metrics.split(",")]
+    job = api.layer_drift_job(base, target, metrics=names)
+    found = _excavate(job, threads=settings.worker.threads if threads is None else threads, output=output)
+    if as_json:
+        _print_bytes(found)
+    else:
+        console.output().print(rendering.layer_drift(api.decode_layer_drift(found)))
+        _tell_where(found)
+
+
+def _excavate(job: "Job", *, threads: int, output: Path | None) -> "Excavated":
+    from archaeologist.api import excavate
+    from archaeologist.cli.console import progress_bar
+
+    with progress_bar("analysing") as show:
+        return asyncio.run(excavate(job, threads=threads, output=output, progress=show))
+
+
+def _print_bytes(found: "Excavated") -> None:
+    """Exactly the artifact, so that a checksum of the output is one of the file."""
+    sys.stdout.buffer.write(found.content)
+    sys.stdout.buffer.flush()
+
+
+def _tell_where(found: "Excavated") -> None:
+    from archaeologist.cli.console import notices
+
+    for path in (found.artifact_path, found.sketch_path):
+        if path is not None:
+            notices().print(f"written: {path}")

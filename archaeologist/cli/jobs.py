@@ -1,0 +1,192 @@
+"""``jobs list``, ``jobs show``, ``jobs cancel``."""
+
+import asyncio
+import getpass
+import socket
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from archaeologist.cli.options import AsJson, Config, NatsUrl, read_settings
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from archaeologist.settings import Settings
+    from contracts.records import JobRecord, RequestRecord
+
+app = typer.Typer(help="The jobs: what waits, runs and has ended.", no_args_is_help=False)
+
+Identifier = Annotated[str, typer.Argument(help="A job's key or a request's id.", metavar="ID")]
+
+
+@app.command("list")
+def list_jobs(
+    state: Annotated[str | None, typer.Option("--state", help="queued, running, done, failed or cancelled.")] = None,
+    campaign: Annotated[str | None, typer.Option("--campaign", help="CAMPAIGN or HERO/CAMPAIGN.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Only the newest.")] = 50,
+    as_json: AsJson = False,
+    config: Config = None,
+    nats_url: NatsUrl = None,
+) -> None:
+    """Lists jobs, the newest last."""
+    from archaeologist.cli import console
+
+    records = asyncio.run(_all(read_settings(config=config, nats_url=nats_url)))
+    chosen = newest(records, state=state, campaign=campaign, limit=limit)
+    if as_json:
+        console.print_json(chosen)
+    elif chosen:
+        console.output().print(table(chosen))
+    else:
+        console.notices().print("no such job")
+
+
+@app.command()
+def show(identifier: Identifier, as_json: AsJson = False, config: Config = None, nats_url: NatsUrl = None) -> None:
+    """Shows all that is known of one job."""
+    from archaeologist.cli import console
+    from archaeologist.errors import JobUnknown
+
+    request, job = asyncio.run(_find(read_settings(config=config, nats_url=nats_url), identifier))
+    if request is None and job is None:
+        msg = f"job {identifier!r} is not known; `archaeologist jobs list` shows those that are"
+        raise JobUnknown(msg)
+    if as_json:
+        console.print_json({"request": request, "job": job})
+        return
+    for name, value in (*_request_facts(request), *_job_facts(job)):
+        console.output().print(f"{name:16}{console.printable(value)}", soft_wrap=True)
+
+
+@app.command()
+def cancel(identifier: Identifier, as_json: AsJson = False, config: Config = None, nats_url: NatsUrl = None) -> None:
+    """Takes a job back: a waiting one at once, a running one by stopping it."""
+    from archaeologist.cli import console
+
+    record = asyncio.run(_cancel(read_settings(config=config, nats_url=nats_url), identifier))
+    if as_json:
+        console.print_json(record)
+    else:
+        console.output().print(cancellation(record))
+
+
+def newest(records: Iterable["JobRecord"], *, state: str | None, campaign: str | None, limit: int) -> list["JobRecord"]:
+    """The newest records of a state and a campaign, in the order in which they were queued."""
+    chosen = [
+        record
+        for record in records
+        if state in {None, record.state}
+        and campaign in {None, record.job.campaign_id, f"{record.job.hero_id}/{record.job.campaign_id}"}
+    ]
+    return sorted(chosen, key=lambda record: (record.queued_at, record.job.job_key))[-limit:]
+
+
+def table(records: Iterable["JobRecord"]) -> "Table":
+    """One row a job."""
+    from rich.table import Table
+
+    from archaeologist.cli.console import printable, word
+
+    rows = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in ("job", "state", "type", "campaign", "step", "against", "priority", "queued", "seconds", "result"):
+        rows.add_column(column, no_wrap=column == "job", overflow="fold")
+    for record in records:
+        job = record.job
+        rows.add_row(
+            job.job_key,
+            word(record.state),
+            job.job_type,
+            printable(f"{job.hero_id}/{job.campaign_id}"),
+            str(job.target.step),
+            str(job.reference.step) if job.reference else "",
+            job.priority,
+            record.queued_at[:19].replace("T", " "),
+            "" if record.duration_sec is None else f"{record.duration_sec:.1f}",
+            printable(record.error.code if record.error else record.most_changed_layer or ""),
+        )
+    return rows
+
+
+def cancellation(record: "JobRecord") -> str:
+    """What a cancellation came to."""
+    key = record.job.job_key
+    if record.state == "cancelled":
+        return f"job {key} is cancelled"
+    if record.state == "running":
+        return f"job {key} is running; its worker was told to stop"
+    return f"job {key} is {record.state} already; nothing to cancel"
+
+
+def _request_facts(request: "RequestRecord | None") -> list[tuple[str, object]]:
+    if request is None:
+        return []
+    facts = [("request", request.request_id), ("request state", request.state), ("reason", request.reason)]
+    if request.error:
+        facts.append(("error", f"{request.error.code}: {request.error.message}"))
+    return [(name, value) for name, value in facts if value is not None]
+
+
+def _job_facts(record: "JobRecord | None") -> list[tuple[str, object]]:
+    if record is None:
+        return []
+    job = record.job
+    facts: list[tuple[str, object]] = [
+        ("job", job.job_key),
+        ("state", record.state),
+        ("type", job.job_type),
+        ("campaign", f"{job.hero_id}/{job.campaign_id}"),
+        ("checkpoint", f"{job.target.path} (step {job.target.step})"),
+        ("against", f"{job.reference.path} (step {job.reference.step})" if job.reference else None),
+        ("priority", job.priority),
+        ("requests", ", ".join(record.request_ids)),
+        ("queued", record.queued_at),
+        ("started", record.started_at),
+        ("finished", record.finished_at),
+        ("worker", record.owner),
+        ("attempts", record.attempt or None),
+        ("lost workers", record.lost_workers or None),
+        ("cancelled by", record.cancelled_by),
+        ("seconds", record.duration_sec),
+        ("most changed", record.most_changed_layer),
+        ("artifact", record.artifact_path),
+        ("error", f"{record.error.code}: {record.error.message}" if record.error else None),
+        *(("note", note) for note in job.notes),
+        *(("finding", finding) for finding in record.findings),
+        *(("warning", warning) for warning in record.warnings),
+    ]
+    return [(name, value) for name, value in facts if value is not None]
+
+
+async def _all(settings: "Settings") -> list["JobRecord"]:
+    from archaeologist.bus.connection import connected
+    from archaeologist.daemon.books import Books
+    from archaeologist.daemon.control import DEADLINE_SECONDS
+
+    async with connected(settings.bus, name="archaeologist jobs") as bus:
+        return list((await Books.on(bus, deadline_seconds=DEADLINE_SECONDS).jobs.all()).values())
+
+
+async def _find(settings: "Settings", identifier: str) -> "tuple[RequestRecord | None, JobRecord | None]":
+    from archaeologist.bus.connection import connected
+    from archaeologist.daemon.control import find
+
+    async with connected(settings.bus, name="archaeologist jobs") as bus:
+        return await find(bus, identifier)
+
+
+async def _cancel(settings: "Settings", identifier: str) -> "JobRecord":
+    from archaeologist.bus.connection import connected
+    from archaeologist.daemon import control
+
+    async with connected(settings.bus, name="archaeologist jobs") as bus:
+        return await control.cancel(bus, identifier, by=_person())
+
+
+def _person() -> str:
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        name = "somebody"
+    return f"{name}@{socket.gethostname()}"

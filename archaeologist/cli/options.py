@@ -1,0 +1,49 @@
+"""Options that many commands share, and the settings that come of them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from archaeologist.settings import Settings
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", help="Settings file; else ARCHAEOLOGIST_CONFIG, else ./archaeologist.toml.", metavar="FILE"
+    ),
+]
+Root = Annotated[
+    Path | None,
+    typer.Option("--root", help="The folder that holds campaigns/; else ARCHAEOLOGIST_ROOT.", metavar="DIR"),
+]
+NatsUrl = Annotated[
+    str | None, typer.Option("--nats-url", help="Address of the bus; else ARCHAEOLOGIST_NATS_URL.", metavar="URL")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, for scripts.")]
+
+
+def read_settings(
+    *, config: Path | None = None, root: Path | None = None, nats_url: str | None = None, is_service: bool = False
+) -> "Settings":
+    """The settings in force; the log goes to standard error from here on.
+
+    Args:
+        config: The ``--config`` option.
+        root: The ``--root`` option.
+        nats_url: The ``--nats-url`` option.
+        is_service: Log as the settings say; else errors only, because a command's own words are enough.
+
+    Raises:
+        SettingInvalid: A wrong name or value.
+    """
+    from msgspec.structs import replace
+
+    from archaeologist import logs
+    from archaeologist.settings import load
+
+    overrides = {"root": str(root) if root else None, "bus.url": nats_url}
+    settings = load(config=config, overrides=overrides)
+    logs.configure(settings.log if is_service else replace(settings.log, level="error"))
+    return settings

@@ -1,0 +1,130 @@
+"""Artifacts as tables for a terminal. Pure: Structs in, rich renderables out."""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from archaeologist.cli.console import printable
+from contracts.artifacts import LayerDrift, LayerDriftStats, LayerStats, LayerWeightStats
+
+BARS: Final = "▁▂▃▄▅▆▇█"
+HEAT: Final = ("blue", "cyan", "green", "yellow", "red")
+ABSENT: Final = "-"
+
+
+def layer_stats(stats: LayerStats) -> RenderableType:
+    """A ``layer_stats`` artifact: one row a block, the heat strip of the drift, what else is to be said."""
+    has_drift = bool(stats.drift_stats)
+    table = _table("block", "type", "parameters", "norm", *(DRIFT_COLUMNS if has_drift else ()), "flags")
+    for name, block in stats.weight_stats.items():
+        drift = stats.drift_stats.get(name)
+        table.add_row(
+            printable(name),
+            block.layer_type,
+            f"{block.param_count:,}",
+            number(block.l2),
+            *(_drift_cells(drift) if has_drift else ()),
+            ", ".join(flags(block, drift)),
+        )
+    reference = f" against {stats.reference_checkpoint_path}" if stats.reference_checkpoint_path else ""
+    return Group(
+        Text(printable(f"{stats.checkpoint_path}{reference}")),
+        table,
+        *_heat_lines(stats.drift_stats),
+        *(Text(printable(line)) for line in _remarks(stats)),
+    )
+
+
+def layer_drift(drift: LayerDrift) -> RenderableType:
+    """A ``layer_drift`` artifact: one row a block and the heat strip."""
+    table = _table("block", *DRIFT_COLUMNS, "flags")
+    for name, block in drift.drift_stats.items():
+        table.add_row(printable(name), *_drift_cells(block), ", ".join(flags(None, block)))
+    warnings = (f"warning: {warning}" for warning in drift.warnings)
+    return Group(
+        Text(printable(f"{drift.base_checkpoint} → {drift.target_checkpoint}")),
+        table,
+        *_heat_lines(drift.drift_stats),
+        *(Text(printable(line)) for line in warnings),
+    )
+
+
+DRIFT_COLUMNS: Final = ("relative L2", "cosine", "changed")
+
+
+def number(value: float | None) -> str:
+    """Four significant digits."""
+    return ABSENT if value is None else f"{value:.4g}"
+
+
+def share(value: float | None) -> str:
+    """A share in percent."""
+    return ABSENT if value is None else f"{value:.1%}"
+
+
+def flags(block: LayerWeightStats | None, drift: LayerDriftStats | None) -> list[str]:
+    """What should catch the eye in a block."""
+    found = []
+    if block is not None:
+        dead_rows = sum(tensor.dead_rows or 0 for tensor in block.tensors.values())
+        counts = {"NaN": block.nan_count, "infinite": block.inf_count, "dead rows": dead_rows}
+        found += [f"{count:,} {name}" for name, count in counts.items() if count]
+    if drift is not None and drift.below_resolution:
+        found.append("below resolution")
+    if drift is not None and block is None and drift.nonfinite_pairs:
+        found.append(f"{drift.nonfinite_pairs:,} not finite")
+    return found
+
+
+def heat_strip(values: Sequence[float | None]) -> Text:
+    """One character a value, its height and colour relative to the largest; a dot where there is none."""
+    largest = max((value for value in values if value is not None), default=0.0)
+    strip = Text()
+    for value in values:
+        if value is None:
+            strip.append("·", style="dim")
+            continue
+        part = value / largest if largest > 0 else 0.0
+        style = HEAT[min(len(HEAT) - 1, int(part * len(HEAT)))]
+        strip.append(BARS[min(len(BARS) - 1, int(part * len(BARS)))], style=style)
+    return strip
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        is_text = column in {"block", "type", "flags"}
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=column == "block", overflow="fold")
+    return table
+
+
+def _drift_cells(drift: LayerDriftStats | None) -> tuple[str, str, str]:
+    if drift is None:
+        return ABSENT, ABSENT, ABSENT
+    cosine = ABSENT if drift.cosine is None else f"{drift.cosine:.6f}"
+    return number(drift.relative_l2), cosine, share(drift.changed_fraction)
+
+
+def _heat_lines(drift: dict[str, LayerDriftStats]) -> Iterator[Text]:
+    values = [block.relative_l2 for block in drift.values()]
+    if not any(value is not None for value in values):
+        return
+    names = {block.relative_l2: name for name, block in drift.items() if block.relative_l2 is not None}
+    yield Text()
+    yield Text("relative L2  ").append(heat_strip(values))
+    yield Text(f"most changed {printable(names[max(names)])} ({number(max(names))})")
+
+
+def _remarks(stats: LayerStats) -> Iterator[str]:
+    coverage = stats.coverage
+    yield (
+        f"read {coverage.tensors_read} of {coverage.tensors_listed} tensors, {coverage.bytes_read:,} bytes,"
+        f" in {stats.compute_duration_sec:.2f} s"
+    )
+    for name, reason in stats.not_computed.items():
+        yield f"not computed: {name}: {reason}"
+    for warning in stats.warnings:
+        yield f"warning: {warning}"

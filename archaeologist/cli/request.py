@@ -1,0 +1,299 @@
+"""``request``: asks for an analysis over the bus, and follows it to its end."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, get_args
+
+import typer
+
+from archaeologist.cli.options import AsJson, Config, NatsUrl, Root, read_settings
+
+if TYPE_CHECKING:
+    from archaeologist.bus.connection import Bus
+    from archaeologist.settings import Settings
+    from contracts.messages import Progress
+    from contracts.records import JobRecord, RequestRecord
+
+PUBLISH_SECONDS: Final = 5.0
+LOOK_SECONDS: Final = 0.3
+PATIENCE_SECONDS: Final = 60.0
+"""How long a wait bears a bus that is away."""
+HINT_SECONDS: Final = 10.0
+
+Fields = dict[str, Any]
+
+
+class Ending(NamedTuple):
+    """How a request ended."""
+
+    request_id: str
+    state: str
+    """done, failed, cancelled or refused."""
+    job_key: str | None = None
+    artifact_path: str | None = None
+    most_changed_layer: str | None = None
+    error: Any = None
+
+    @property
+    def is_good(self) -> bool:
+        """Whether there is an artifact."""
+        return self.state == "done"
+
+
+def request(
+    checkpoint: Annotated[
+        str | None, typer.Argument(help="Path of the checkpoint; or --step, --steps, or --base and --target.")
+    ] = None,
+    *,
+    hero: Annotated[str | None, typer.Option("--hero", help="Default: from a path campaigns/HERO/CAMPAIGN/….")] = None,
+    campaign: Annotated[str | None, typer.Option("--campaign", help="Default: as with --hero.")] = None,
+    step: Annotated[int | None, typer.Option("--step", min=0, help="The campaign's checkpoint of this step.")] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option("--steps", help="Backfill: every Nth existing checkpoint from A to B.", metavar="A:B:N"),
+    ] = None,
+    job_type: Annotated[
+        str | None, typer.Option("--type", help="layer_stats or layer_drift (default with --base).")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="none, previous, base, best, a path or a step.")
+    ] = None,
+    base: Annotated[str | None, typer.Option("--base", help="layer_drift: path or step that it came from.")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="layer_drift: path or step that it went to.")] = None,
+    metrics: Annotated[str | None, typer.Option("--metrics", help="layer_drift: l2,cosine,frobenius.")] = None,
+    priority: Annotated[str, typer.Option("--priority", help="low, normal or high.")] = "normal",
+    force: Annotated[bool, typer.Option("--force", help="Run again although the same job is done.")] = False,
+    activations: Annotated[bool, typer.Option("--activations/--no-activations")] = True,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow until the end; exit 1 if there is no artifact.")] = False,
+    as_json: AsJson = False,
+    config: Config = None,
+    root: Root = None,
+    nats_url: NatsUrl = None,
+) -> None:
+    """Asks the daemon for an analysis and prints the request's id."""
+    from archaeologist.artifacts.paths import CampaignFolder
+    from archaeologist.errors import UsageError
+
+    settings = read_settings(config=config, root=root, nats_url=nats_url)
+    named = next((path for path in (checkpoint, target) if path is not None and not path.isdigit()), None)
+    folder = CampaignFolder.enclosing(Path(named).absolute()) if named else None
+    hero, campaign = hero or (folder.hero_id if folder else None), campaign or (folder.campaign_id if folder else None)
+    if hero is None or campaign is None:
+        msg = "hero and campaign are unknown; give --hero and --campaign, or a path under campaigns/HERO/CAMPAIGN"
+        raise UsageError(msg)
+    common: Fields = {
+        "hero_id": hero,
+        "campaign_id": campaign,
+        "job_type": job_type or ("layer_drift" if base is not None or target is not None else "layer_stats"),
+        "priority": priority,
+        "force": force or None,
+        "compute_activations": None if activations else False,
+        "metrics": [name.strip() for name in metrics.split(",")] if metrics else None,
+        **side_fields("reference_checkpoint", reference, policies=True),
+        **side_fields("base_checkpoint", base),
+        **side_fields("target_checkpoint", target),
+    }
+    campaign_folder = CampaignFolder.of(settings.root_path, hero, campaign)
+    bodies = messages(
+        common, what_is_asked(checkpoint, step=step, steps=steps, checkpoints=campaign_folder.checkpoints)
+    )
+    endings = asyncio.run(_ask(bodies, settings, wait=wait, as_json=as_json))
+    if wait and not all(ending.is_good for ending in endings):
+        raise typer.Exit(1)
+
+
+# Messages; pure but for looking whether a relative path exists here.
+
+
+def what_is_asked(checkpoint: str | None, *, step: int | None, steps: str | None, checkpoints: Path) -> list[Fields]:
+    """One dict of fields for each request.
+
+    Raises:
+        UsageError: More than one of the ways to name a checkpoint, or a range with nothing in it.
+    """
+    from archaeologist.cli.steps import existing_steps, parse, select
+    from archaeologist.errors import UsageError
+
+    if steps is None:
+        return [{**side_fields("checkpoint", checkpoint), **({} if step is None else {"checkpoint_step": step})}]
+    if checkpoint is not None or step is not None:
+        msg = "--steps names the checkpoints itself; leave the path and --step out"
+        raise UsageError(msg)
+    wanted = parse(steps)
+    existing = existing_steps(checkpoints)
+    chosen = select(existing, wanted)
+    if not chosen:
+        there = f"there are {min(existing)} to {max(existing)}" if existing else "there are none"
+        msg = f"--steps {steps!r}: no checkpoint with such a step in {str(checkpoints)!r}, {there}"
+        raise UsageError(msg)
+    return [{"checkpoint_step": number} for number in chosen]
+
+
+def side_fields(prefix: str, value: str | None, *, policies: bool = False) -> Fields:
+    """The fields that a path, a bare step or (for a reference) the name of a policy stands for."""
+    from contracts.messages import ReferencePolicy
+
+    if value is None:
+        return {}
+    if policies and value in get_args(ReferencePolicy):
+        return {"reference": value}
+    if value.isdigit():
+        return {f"{prefix}_step": int(value)}
+    # What exists from here is meant from here; the rest is for the daemon to find, which may be on another machine.
+    path = Path(value).expanduser()
+    return {f"{prefix}_path": str(path.absolute()) if path.exists() else value}
+
+
+def messages(common: Fields, asked: Sequence[Fields]) -> dict[str, bytes]:
+    """Bodies of ``analysis.requested`` by request id, checked by the rules of intake.
+
+    Raises:
+        UsageError: Intake would refuse it.
+    """
+    import msgspec
+
+    from archaeologist.daemon.decoding import decode
+    from archaeologist.errors import PermanentError, UsageError
+    from contracts import subjects
+    from contracts.ulid import new_ulid
+
+    bodies = {}
+    for fields in asked:
+        request_id = new_ulid()
+        everything = {**common, **fields, "request_id": request_id}
+        body = msgspec.json.encode({name: value for name, value in everything.items() if value is not None})
+        try:
+            decode(subjects.ANALYSIS_REQUESTED, body)
+        except PermanentError as error:
+            raise UsageError(str(error)) from error
+        bodies[request_id] = body
+    return bodies
+
+
+def ending_of(request_id: str, request: "RequestRecord | None", job: "JobRecord | None") -> Ending | None:
+    """How a request ended by its records; None while it has not. A job counts once its event is out, because only
+    then its artifact is in place.
+    """  # noqa: D205 -- one sentence for the result, one for its reason
+    from contracts.records import FINISHED
+
+    if request is not None and request.state in {"refused", "skipped"}:
+        return Ending(request_id, "refused", error=request.error)
+    if request is None or job is None or job.state not in FINISHED or job.event_sequence is None:
+        return None
+    if request_id not in job.request_ids and request.state != "accepted":
+        return None
+    return Ending(request_id, job.state, job.job.job_key, job.artifact_path, job.most_changed_layer, job.error)
+
+
+# On the bus.
+
+
+async def _ask(bodies: dict[str, bytes], settings: "Settings", *, wait: bool, as_json: bool) -> list[Ending]:
+    from archaeologist.bus.connection import connected
+    from archaeologist.bus.publisher import publish
+    from contracts import subjects
+
+    async with connected(settings.bus, name="archaeologist request") as bus:
+        for request_id, body in bodies.items():
+            await publish(
+                bus, subjects.ANALYSIS_REQUESTED, body, message_id=request_id, deadline_seconds=PUBLISH_SECONDS
+            )
+            if not (as_json and wait):
+                _print_id(request_id, as_json=as_json)
+        if not wait:
+            return []
+        try:
+            return [await _follow(bus, request_id, as_json=as_json) for request_id in bodies]
+        except asyncio.CancelledError:
+            _notice("no longer waiting; the analysis goes on, `archaeologist jobs cancel ID` ends it")
+            raise
+
+
+async def _follow(bus: "Bus", request_id: str, *, as_json: bool) -> Ending:
+    from archaeologist.cli.console import progress_bar
+
+    with progress_bar(request_id) as show:
+        watching = asyncio.create_task(_show_progress(bus, request_id, show))
+        try:
+            ending = await _until_end(bus, request_id)
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+    _tell(ending, as_json=as_json)
+    return ending
+
+
+async def _until_end(bus: "Bus", request_id: str) -> Ending:
+    """The record decides: a repeat of a finished job brings no new event."""
+    from archaeologist.daemon.control import find
+    from archaeologist.errors import TemporaryError
+
+    loop = asyncio.get_running_loop()
+    started = heard = loop.time()
+    is_hinted = False
+    while True:
+        try:
+            request, job = await find(bus, request_id)
+        except TemporaryError:
+            if bus.closed.is_set() or loop.time() - heard > PATIENCE_SECONDS:
+                raise
+        else:
+            heard = loop.time()
+            if ending := ending_of(request_id, request, job):
+                return ending
+            if request is None and not is_hinted and heard - started > HINT_SECONDS:
+                _notice("nobody has taken the request yet; is `archaeologist daemon` (or `up`) running?")
+                is_hinted = True
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _show_progress(bus: "Bus", request_id: str, show: "Callable[[Progress], None]") -> None:
+    """Progress events of the request's job, for the bar only."""
+    import msgspec
+
+    from archaeologist.bus.log import events
+    from archaeologist.daemon.control import find
+    from archaeologist.errors import ArchaeologistError
+    from contracts import subjects
+    from contracts.messages import Progress
+
+    with contextlib.suppress(ArchaeologistError, msgspec.ValidationError):
+        key = None
+        async for logged in events(bus, last=0, follow=True, subjects=[subjects.ANALYSIS_PROGRESS]):
+            if key is None:
+                _, job = await find(bus, request_id)
+                key = job.job.job_key if job else None
+            if key is not None and logged.event.data.get("job_key") == key:
+                show(msgspec.convert({**logged.event.data, "kind": "progress"}, Progress))
+
+
+def _print_id(request_id: str, *, as_json: bool) -> None:
+    from archaeologist.cli import console
+
+    if as_json:
+        console.print_line({"request_id": request_id})
+    else:
+        typer.echo(request_id)
+
+
+def _tell(ending: Ending, *, as_json: bool) -> None:
+    from archaeologist.cli import console
+
+    if as_json:
+        console.print_line(ending._asdict())
+        return
+    if ending.error is not None:
+        _notice(f"error: {ending.error.code}: {ending.error.message}")
+    elif not ending.is_good:
+        _notice(f"error: {ending.state}: request {ending.request_id} ended without an artifact")
+    else:
+        layer = f", most changed {ending.most_changed_layer}" if ending.most_changed_layer else ""
+        console.output().print(console.printable(f"done{layer}: {ending.artifact_path}"))
+
+
+def _notice(text: str) -> None:
+    from archaeologist.cli.console import notices, printable
+
+    notices().print(printable(text))
