@@ -10,7 +10,6 @@ import errno
 import hashlib
 import os
 import re
-import secrets
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -124,14 +123,16 @@ def _keep_aside(temporary: Path, final: Path, superseded_folder: Path) -> None:
         raise ArtifactUnwritable(msg)
     superseded_folder.mkdir(parents=True, exist_ok=True)
     with locked(superseded_folder) as folder:
-        name = owner or f"unreadable-{secrets.token_hex(8)}"
+        name = owner or f"unreadable-{_digest(final)}"
         _copy(final.resolve(), superseded_folder / f"{name}.json")
         os.fsync(folder)
 
 
 def _copy(file: Path, to: Path) -> None:
     """A second name for the bytes where links are possible, else a copy; ``to`` is whole or not there."""
-    half_made = to.with_name(f".{to.name}.{secrets.token_hex(4)}.tmp")
+    half_made = to.with_name(f".{to.name}.tmp")
+    # Whoever died here before left it.
+    half_made.unlink(missing_ok=True)
     try:
         os.link(file, half_made, follow_symlinks=False)
     except OSError as error:
@@ -139,6 +140,8 @@ def _copy(file: Path, to: Path) -> None:
             raise
         _write_flushed(half_made, file.read_bytes())
     half_made.replace(to)
+    # Where ``to`` was a link to the same bytes already, renaming does nothing and leaves the other name (POSIX).
+    half_made.unlink(missing_ok=True)
 
 
 def _write_flushed(path: Path, content: bytes) -> None:
@@ -147,6 +150,11 @@ def _write_flushed(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _owner(path: Path) -> str | None:
@@ -224,7 +232,10 @@ def _peek(path: Path, raw: bytes) -> _Peek:
     except (ValueError, RecursionError) as error:
         raise _invalid(path, error) from error
     if peek.version > ARTIFACT_VERSION:
-        msg = f"artifact {str(path)!r} has version {peek.version}, versions up to {ARTIFACT_VERSION} are read; upgrade"
+        msg = (
+            f"artifact {str(path)!r} has version {peek.version}, versions up to {ARTIFACT_VERSION} are read;"
+            " upgrade archaeologist"
+        )
         raise ArtifactInvalid(msg)
     return peek
 

@@ -135,7 +135,11 @@ def _link_all(source: Path, folder: Path, allowed: Sequence[Path]) -> None:
         if not is_under(original, (source if source.is_dir() else source.parent, *allowed)):
             if not _is_needed(name):
                 continue
-            raise OSError(errno.EPERM, f"its file {shown(name)} is a link out of the folder to {str(original)!r}")
+            msg = (
+                f"checkpoint {str(source)!r} cannot be pinned: {shown(name)} is a link out of the folder to"
+                f" {str(original)!r}; name that one's folder in the setting 'allowed', or set pins.enabled = false"
+            )
+            raise PinImpossible(msg)
         # Resolved, so that the bytes are linked and not a link that dangles when they are gone.
         os.link(original, folder / name, follow_symlinks=False)
 
