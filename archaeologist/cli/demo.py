@@ -29,8 +29,7 @@ def demo(
     """
     import asyncio
 
-    from rich.console import Console
-
+    from archaeologist.cli.console import output
     from archaeologist.demo.orchestration import Plan, check_installation, new_campaign, run
     from archaeologist.errors import ArchaeologistError
 
@@ -43,7 +42,7 @@ def demo(
         keep=keep,
     )
     try:
-        asyncio.run(run(plan, Console()))
+        asyncio.run(run(plan, output()))
     except ArchaeologistError as error:
         typer.echo(f"error: the demo failed: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from error

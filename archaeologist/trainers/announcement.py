@@ -20,6 +20,7 @@ from contracts.ulid import new_ulid
 
 MAX_VALUES: Final = 256
 MAX_NAME_LENGTH: Final = 128
+MAX_TEXT_LENGTH: Final = 256
 
 
 def announcement(
@@ -59,6 +60,30 @@ def plain_name(argument: str, value: object) -> str:
         )
         raise SettingInvalid(msg)
     return value
+
+
+def short_text(argument: str, value: str | None) -> str | None:
+    """The text as it is.
+
+    Raises:
+        SettingInvalid: It is longer than a message may say.
+    """
+    if value is not None and len(value) > MAX_TEXT_LENGTH:
+        msg = f"{argument} has {len(value)} characters, at most {MAX_TEXT_LENGTH} are allowed; shorten it"
+        raise SettingInvalid(msg)
+    return value
+
+
+def not_negative(argument: str, seconds: float) -> float:
+    """The time as it is.
+
+    Raises:
+        SettingInvalid: It is negative or not a number.
+    """
+    if not seconds >= 0:
+        msg = f"{argument} = {seconds!r} is no time to wait; give seconds, 0 or more"
+        raise SettingInvalid(msg)
+    return seconds
 
 
 def absolute(path: str | Path) -> Path:

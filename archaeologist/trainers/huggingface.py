@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from archaeologist.trainers.announcement import absolute, announcement, finite, plain_name
+from archaeologist.trainers.announcement import absolute, announcement, finite, not_negative, plain_name, short_text
 from archaeologist.trainers.publisher import CheckpointPublisher, bus_settings
 
 log = logging.getLogger(__name__)
@@ -60,9 +60,9 @@ class ArchaeologistCallback(TrainerCallback):
     ) -> None:
         self._hero_id = plain_name("hero_id", hero_id)
         self._campaign_id = plain_name("campaign_id", campaign_id)
-        self._model_ref = model_ref
+        self._model_ref = short_text("model_ref", model_ref)
         self._skills = skills
-        self._flush_seconds = flush_seconds
+        self._flush_seconds = not_negative("flush_seconds", flush_seconds)
         self._publisher = CheckpointPublisher(bus_settings(os.environ, url=nats_url, **bus))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_others: object) -> None:

@@ -24,7 +24,7 @@ from archaeologist.bus.connection import Bus, connected
 from archaeologist.bus.publisher import publish
 from archaeologist.errors import BusUnavailable, SettingInvalid
 from archaeologist.settings import BusSettings
-from archaeologist.trainers.announcement import absolute, announcement, finite, plain_name
+from archaeologist.trainers.announcement import absolute, announcement, finite, plain_name, short_text
 from contracts import subjects
 from contracts.messages import CheckpointSaved, encode
 
@@ -219,7 +219,7 @@ def publish_checkpoint(  # noqa: PLR0913 -- the fields of checkpoint.saved, all 
         hero_id=plain_name("hero_id", hero_id),
         campaign_id=plain_name("campaign_id", campaign_id),
         step=step,
-        model_ref=model_ref,
+        model_ref=short_text("model_ref", model_ref),
         metrics=finite(metrics or {}),
         skills=finite(skills or {}),
     )
