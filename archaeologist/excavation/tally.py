@@ -95,15 +95,17 @@ class Tally:
         self._next = 0
         self._lock = threading.Lock()
 
-    def add(self, segment: Segment, histogram: Integers) -> bool:
+    def add(self, segment: Segment, histogram: npt.NDArray[np.uint32]) -> bool:
         """Adds a segment's sums, now or when those before it are there. True: it was the tensor's last.
 
         Args:
             segment: Summed to its end; left alone by the caller from now on.
-            histogram: Its counts by bit pattern, shape (65536,).
+            histogram: Its counts by bit pattern, as the kernel leaves them; emptied.
         """
         with self._lock:
-            self._histogram = self._histogram + histogram if self._histogram.size else histogram
+            if not self._histogram.size:
+                self._histogram = np.zeros(kernels.BINS, np.int64)
+            kernels.take_counts(histogram, self._histogram)
             self._waiting[segment.number] = segment
             while (ready := self._waiting.pop(self._next, None)) is not None:
                 self._merge(ready)

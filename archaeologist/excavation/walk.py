@@ -164,9 +164,7 @@ class Walk:
                 if segment is None:
                     return
                 self._dig(segment, target, reference, counts)
-                histogram = counts.sum(axis=0, dtype=np.int64)
-                counts[:] = 0
-                if segment.tally.add(segment, histogram):
+                if segment.tally.add(segment, counts):
                     self._results.put(segment.tally.result())
         except BaseException as error:  # noqa: BLE001 - raised again by ``blocks``
             self._results.put(error)

@@ -49,7 +49,6 @@ SUB_HISTOGRAMS: Final = 2
 BINS: Final = 65_536
 
 _SIGNS: Final = position_signs()
-_SIGN_BIT: Final = np.uint32(0x80000000)
 _MAGNITUDE: Final = np.uint32(0x7FFFFFFF)
 _INFINITE: Final = np.uint32(0x7F800000)
 _LOW: Final = np.uint64(0xFFFF)
@@ -187,9 +186,13 @@ def _has_nonfinite(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 @njit(**_COMPILED)
 def _is_equal(a, b):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    difference = np.uint8(0)
-    for i in range(a.size):
-        difference |= a[i] ^ b[i]
+    full = a.size // 8 * 8
+    mine, theirs = a[:full].view(np.uint64), b[:full].view(np.uint64)
+    difference = np.uint64(0)
+    for i in range(mine.size):
+        difference |= mine[i] ^ theirs[i]
+    for i in range(full, a.size):
+        difference |= np.uint64(a[i] ^ b[i])
     return difference == 0
 
 
@@ -211,24 +214,35 @@ def _fill_holes(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
             x[i] = 0
 
 
+@njit(**_COMPILED)
+def take_counts(histogram, total):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Adds the sub-histograms to ``total``, int64 (BINS,), and empties them."""
+    for i in range(total.size):
+        for sub in range(SUB_HISTOGRAMS):
+            total[i] += np.int64(histogram[sub, i])
+            histogram[sub, i] = 0
+
+
 # Drift.
 
 
 @njit(**_COMPILED)
 def _compare(x, y, spare, has_holes, sums, counts):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0913, PLR0917 - as for dig
     """Adds a piece's drift. ``x`` is left as it is, ``y`` not."""
-    counts[CHANGED] += _changed(x, y)
-    pairs = x
-    if has_holes or _has_nonfinite(y):
-        pairs = spare
+    changed, flipped = _differences(x, y)
+    difference, mine, theirs, largest = _pair_sums(x.view(np.float32), y.view(np.float32))
+    # A sum over float32 squares overflows no float64: where it is not finite, a value is not.
+    if has_holes or not np.isfinite(theirs):
         for i in range(x.size):
-            is_hole = (x[i] & _MAGNITUDE >= _INFINITE) | (y[i] & _MAGNITUDE >= _INFINITE)
-            pairs[i] = x[i]
-            if is_hole:
-                pairs[i] = y[i] = 0
+            spare[i] = x[i]
+            if (x[i] & _MAGNITUDE >= _INFINITE) | (y[i] & _MAGNITUDE >= _INFINITE):
+                spare[i] = y[i] = 0
                 counts[NONFINITE_PAIRS] += 1
-    counts[SIGN_FLIPS] += _flipped(pairs, y)
-    difference, mine, theirs, largest = _pair_sums(pairs.view(np.float32), y.view(np.float32))
+        pairs = spare[: x.size]
+        _, flipped = _differences(pairs, y)
+        difference, mine, theirs, largest = _pair_sums(pairs.view(np.float32), y.view(np.float32))
+    counts[CHANGED] += changed
+    counts[SIGN_FLIPS] += flipped
     sums[DIFFERENCE] += difference
     sums[PAIR_SQUARES] += mine
     sums[REFERENCE_SQUARES] += theirs
@@ -236,20 +250,17 @@ def _compare(x, y, spare, has_holes, sums, counts):  # type: ignore[no-untyped-d
 
 
 @njit(**_COMPILED)
-def _changed(x, y):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    changed = np.int32(0)
+def _differences(x, y):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """How many values differ in their bits, and how many went from one strict sign to the other."""
+    changed, flipped = np.int32(0), np.int32(0)
     for i in range(x.size):
-        changed += np.int32(x[i] != y[i])
-    return changed
-
-
-@njit(**_COMPILED)
-def _flipped(x, y):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    flipped = np.int32(0)
-    for i in range(x.size):
-        is_opposite = ((x[i] ^ y[i]) & _SIGN_BIT) != 0
-        flipped += np.int32(is_opposite & ((x[i] & _MAGNITUDE) != 0) & ((y[i] & _MAGNITUDE) != 0))
-    return flipped
+        # numba widens to 64 bits what is not narrowed at every step, and then half as many fit a register.
+        a, b = np.int32(x[i]), np.int32(y[i])
+        is_opposite = np.int32(a ^ b) < 0
+        is_strict = (np.int32(a & 0x7FFFFFFF) != 0) & (np.int32(b & 0x7FFFFFFF) != 0)
+        changed = np.int32(changed + np.int32(a != b))
+        flipped = np.int32(flipped + np.int32(is_opposite & is_strict))
+    return changed, flipped
 
 
 @njit(fastmath=_REORDERED, **_COMPILED)
