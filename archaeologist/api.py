@@ -308,8 +308,11 @@ def _final_paths(job: Job, output: Path) -> tuple[Path, Path | None]:
         artifact.parent.mkdir(parents=True, exist_ok=True)
         if artifact.exists():
             read_artifact(artifact)
-    except (ArtifactInvalid, OSError) as error:
-        msg = f"output {str(output)!r} cannot be used: {error}; name another one"
+    except ArtifactInvalid as error:
+        msg = f"output {str(artifact)!r} is a file and no artifact, only artifacts are replaced; name another output"
+        raise ArtifactUnwritable(msg) from error
+    except OSError as error:
+        msg = f"output {str(output)!r} cannot be written: {error}; name another one"
         raise ArtifactUnwritable(msg) from error
     return artifact, sketch
 

@@ -14,7 +14,7 @@ from typing import Annotated, Final
 import typer
 
 import archaeologist
-from archaeologist.cli import analyze, bus, demo, documents, jobs, log, request, service
+from archaeologist.cli import analyze, bus, demo, doctor, documents, jobs, log, request, service
 from archaeologist.errors import ArchaeologistError, UsageError
 
 FAILED: Final = 1
@@ -44,6 +44,7 @@ app.command()(service.up)
 app.command()(service.daemon)
 app.add_typer(bus.app, name="bus")
 app.add_typer(documents.app, name="contracts")
+app.command()(doctor.doctor)
 app.command()(demo.demo)
 
 
