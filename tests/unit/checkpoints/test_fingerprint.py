@@ -73,6 +73,11 @@ def test_another_name_dtype_shape_or_size_gives_another(tmp_path: Path) -> None:
     assert len(found) == len(variants)
 
 
+def test_tensors_without_elements_have_one_too(tmp_path: Path) -> None:
+    one = of(write_checkpoint(tmp_path / "a", tensors={"a": torch.zeros(0, 2)}))
+    assert one != of(write_checkpoint(tmp_path / "b", tensors={"a": torch.zeros(0, 3)}))
+
+
 def test_another_split_into_shards_gives_another(tmp_path: Path) -> None:
     assert of(write_checkpoint(tmp_path / "a", shards=2)) != of(write_checkpoint(tmp_path / "b", shards=3))
 
