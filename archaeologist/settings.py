@@ -110,15 +110,29 @@ class JobTypeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     when_full: Literal["allow", "warn", "reject"]
 
 
+class LayerStatsSettings(JobTypeSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits of ``layer_stats``."""
+
+    time_limit_seconds: Seconds = 1800.0
+    max_running: Positive = 1
+    max_pending: Positive = 10
+    when_full: Literal["allow", "warn", "reject"] = "warn"
+
+
+class LayerDriftSettings(JobTypeSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits of ``layer_drift``."""
+
+    time_limit_seconds: Seconds = 600.0
+    max_running: Positive = 2
+    max_pending: Positive = 20
+    when_full: Literal["allow", "warn", "reject"] = "allow"
+
+
 class JobsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Limits and times in the life of a job."""
 
-    layer_stats: JobTypeSettings = JobTypeSettings(
-        time_limit_seconds=1800, max_running=1, max_pending=10, when_full="warn"
-    )
-    layer_drift: JobTypeSettings = JobTypeSettings(
-        time_limit_seconds=600, max_running=2, max_pending=20, when_full="allow"
-    )
+    layer_stats: LayerStatsSettings = LayerStatsSettings()
+    layer_drift: LayerDriftSettings = LayerDriftSettings()
     lease_seconds: Seconds = 120.0
     """Without a heartbeat for this long a job goes to another worker."""
     heartbeat_seconds: Seconds = 30.0
