@@ -31,7 +31,7 @@ def demo(
 
     from archaeologist.cli.console import output
     from archaeologist.demo.orchestration import Plan, check_installation, new_campaign, run
-    from archaeologist.errors import ArchaeologistError
+    from archaeologist.demo.processes import DemoFailed
 
     check_installation()
     plan = Plan(
@@ -43,8 +43,9 @@ def demo(
     )
     try:
         asyncio.run(run(plan, output()))
-    except ArchaeologistError as error:
-        typer.echo(f"error: the demo failed: {error}", err=True)
+    except DemoFailed as error:
+        # Said here, because the end of a log has several lines.
+        typer.echo(f"error: {error.code}: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from error
     except KeyboardInterrupt:
         typer.echo("stopped; everything that was started has ended", err=True)

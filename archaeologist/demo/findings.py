@@ -78,7 +78,7 @@ def table(findings: Sequence[Finding]) -> Table:
     shown.add_column("most changed block", no_wrap=True)
     for heading in ("its rel. L2", "rel. L2", "changed"):
         shown.add_column(heading, justify="right")
-    shown.caption = "most changed and rel. L2: drift over the earlier weights' norm; changed: share of all values"
+    shown.caption, shown.caption_justify = "rel. L2: norm of the change over the norm of the earlier weights", "left"
     for finding in findings:
         shown.add_row(*_row(finding))
     return shown

@@ -11,6 +11,8 @@ import importlib.util
 import json
 import os
 import shlex
+import shutil
+import sys
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,14 +142,21 @@ def show(plan: Plan, findings: Sequence[Finding], url: str, console: Console) ->
     console.print()
     console.print(table(findings))
     console.print(f"\n{len(findings)} artifacts in {artifact.parent}", soft_wrap=True)
-    console.print("Look further:" if plan.keep else f"Look further (`archaeologist up --root {root}` first):")
+    console.print("Look further:" if plan.keep else f"Look further (`{_program()} up --root {root}` first):")
     for command in (
-        f"archaeologist log --nats-url {url}",
-        f"archaeologist jobs list --nats-url {url}",
-        f"archaeologist drift {before} {last}",
-        f"python -m json.tool {shlex.quote(str(artifact))} | less",
+        f"{_program()} log --nats-url {url}",
+        f"{_program()} jobs list --nats-url {url}",
+        f"{_program()} drift {before} {last}",
+        f"python3 -m json.tool {shlex.quote(str(artifact))} | less",
     ):
         console.print(f"  {command}", soft_wrap=True, highlight=False)
+
+
+def _program() -> str:
+    """How this program is called from here: it need not be on the PATH."""
+    beside = Path(sys.executable).with_name("archaeologist")
+    is_on_path = shutil.which("archaeologist") is not None
+    return "archaeologist" if is_on_path or not beside.is_file() else shlex.quote(str(beside))
 
 
 def _write_settings(plan: Plan) -> Path:

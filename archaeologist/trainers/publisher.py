@@ -12,6 +12,7 @@ import asyncio
 import atexit
 import logging
 import os
+import shlex
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -233,11 +234,19 @@ def publish_checkpoint(  # noqa: PLR0913 -- the fields of checkpoint.saved, all 
 
 def remedy(messages: Sequence[CheckpointSaved]) -> str:
     """Which checkpoints they were and the command that asks for their analysis by hand."""
-    first = messages[0]
+    first, last = messages[0], messages[-1]
     command = f"archaeologist request --hero {first.hero_id} --campaign {first.campaign_id}"
     steps = [str(message.checkpoint_step) for message in messages]
     shown = ", ".join(steps[:MAX_STEPS_SHOWN]) + (", …" if len(steps) > MAX_STEPS_SHOWN else "")
-    return f"step {shown}; ask for each with `{command} {first.checkpoint_path}`"
+    if len(messages) > 1 and _is_in_campaign(first):
+        return f"step {shown}; ask for them with `{command} --steps {first.checkpoint_step}:{last.checkpoint_step}:1`"
+    return f"step {shown}; ask for each with `{command} {shlex.quote(first.checkpoint_path)}`"
+
+
+def _is_in_campaign(message: CheckpointSaved) -> bool:
+    """Whether the command line finds the checkpoint by its step alone."""
+    folders = ("campaigns", message.hero_id, message.campaign_id, "checkpoints")
+    return Path(message.checkpoint_path).parts[-5:-1] == folders
 
 
 async def _publish(bus: Bus, message: CheckpointSaved) -> None:

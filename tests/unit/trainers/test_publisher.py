@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from archaeologist.errors import SettingInvalid
@@ -53,7 +54,13 @@ def test_a_wrong_setting_is_named_before_training(given: dict[str, object]) -> N
 def test_the_remedy_names_each_checkpoint_and_one_command() -> None:
     text = remedy([saved(5), saved(10)])
     assert "step 5, 10" in text
-    assert "archaeologist request --hero hero --campaign one" in text
+    assert "archaeologist request --hero hero --campaign one /runs/checkpoint-5" in text
+
+
+def test_checkpoints_in_the_campaigns_folder_are_asked_for_in_one_command() -> None:
+    folder = "/root/campaigns/hero/one/checkpoints"
+    messages = [msgspec.structs.replace(saved(step), checkpoint_path=f"{folder}/checkpoint-{step}") for step in (5, 10)]
+    assert "`archaeologist request --hero hero --campaign one --steps 5:10:1`" in remedy(messages)
 
 
 def test_the_remedy_for_many_checkpoints_stays_a_line() -> None:
