@@ -31,11 +31,13 @@ log = logging.getLogger(__name__)
 CLOSE_SECONDS: Final = 5.0
 RECONNECT_WAIT_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 2.0
+RESET_SECONDS: Final = 0.1
 FLUSH_SECONDS: Final = 5
 REQUEST_SECONDS: Final = 5.0
 """How long one JetStream request may take."""
 RECENT_SECONDS: Final = 10.0
 """A complaint of the server explains a timeout only when it came about then."""
+CREDENTIALS_MARKS: Final = ("BEGIN NATS USER JWT", "BEGIN USER NKEY SEED")
 SCHEMES: Final = frozenset({"nats", "tls", "ws", "wss"})
 
 
@@ -181,6 +183,7 @@ async def publish_core(bus: Bus, subject: str, payload: bytes) -> None:
     Raises:
         BusUnavailable: There is no connection now.
     """
+    await bus.until_connected(0)
     try:
         await bus.client.publish(subject, payload)
         await bus.client.flush(timeout=FLUSH_SECONDS)
@@ -231,23 +234,31 @@ def _without_secrets(server: str) -> str:
 
 
 async def _connect_once(settings: BusSettings, *, name: str) -> Bus:
-    bus = Bus(shown=shown_address(settings.url))
-    options = _options(settings, name=name)
+    shown, options = shown_address(settings.url), _options(settings, name=name)
     timeout = settings.connect_timeout_seconds
-    try:
-        # nats-py's own timeout is a try's; max_reconnect_attempts=-1 would let it try for ever.
-        await asyncio.wait_for(bus._open(options), timeout=timeout)  # noqa: SLF001 -- the other half of this module
-    except BaseException as error:
-        await bus.close()
-        if isinstance(error, (nats.errors.Error, OSError, TimeoutError, ValueError)):
+    reason = ""
+    # nats-py's own timeout is a try's; max_reconnect_attempts=-1 would let it try for ever.
+    deadline = asyncio.get_running_loop().time() + timeout
+    while (left := deadline - asyncio.get_running_loop().time()) > 0:
+        bus = Bus(shown=shown)
+        try:
+            await asyncio.wait_for(bus._open(options), timeout=left)  # noqa: SLF001 -- the other half of this module
+        except BaseException as error:
+            await bus.close()
+            if not isinstance(error, (nats.errors.Error, OSError, TimeoutError, ValueError)):
+                raise
             reason = bus.last_error or str(error) or type(error).__name__
-            msg = (
-                f"no connection to the bus at {bus.shown} within {timeout:g} s ({reason}); start `archaeologist up` or"
-                " a nats-server with JetStream, or set ARCHAEOLOGIST_NATS_URL"
-            )
-            raise BusUnavailable(msg) from error
-        raise
-    return bus
+            if not isinstance(error, ConnectionResetError):
+                break
+            # A server that refuses the credentials may hang up before its reason was read: the next try may hear it.
+            await asyncio.sleep(RESET_SECONDS)
+        else:
+            return bus
+    msg = (
+        f"no connection to the bus at {shown} within {timeout:g} s ({reason}); start `archaeologist up` or a"
+        " nats-server with JetStream, or set ARCHAEOLOGIST_NATS_URL"
+    )
+    raise BusUnavailable(msg)
 
 
 def _options(settings: BusSettings, *, name: str) -> dict[str, Any]:
@@ -270,9 +281,9 @@ def _options(settings: BusSettings, *, name: str) -> dict[str, Any]:
         "tls": _tls(settings),
     }
     if settings.credentials:
-        options["user_credentials"] = _file("bus.credentials", settings.credentials)
+        options["user_credentials"] = _secret("bus.credentials", settings.credentials, *CREDENTIALS_MARKS)
     if settings.nkey_seed:
-        options["nkeys_seed"] = _file("bus.nkey_seed", settings.nkey_seed)
+        options["nkeys_seed"] = _secret("bus.nkey_seed", settings.nkey_seed, "SU")
     return {key: value for key, value in options.items() if value is not None}
 
 
@@ -284,11 +295,31 @@ def _file(setting: str, path: str) -> str:
     return str(found)
 
 
+def _secret(setting: str, path: str, *marks: str) -> str:
+    """A file that holds a secret of the right kind: nats-py stumbles over any other, or shows what it holds."""
+    found = _file(setting, path)
+    try:
+        content = Path(found).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{setting} = {path!r} cannot be read ({type(error).__name__}); give this user the right to"
+        raise SettingInvalid(msg) from error
+    if not all(mark in content for mark in marks):
+        msg = f"{setting} = {path!r} holds something else; it must be the file that `nsc` or `nk` made"
+        raise SettingInvalid(msg)
+    return found
+
+
 def _tls(settings: BusSettings) -> ssl.SSLContext | None:
     if not (settings.tls_ca or settings.tls_cert):
         return None
-    context = ssl.create_default_context(cafile=_file("bus.tls_ca", settings.tls_ca) if settings.tls_ca else None)
-    if settings.tls_cert:
-        key = _file("bus.tls_key", settings.tls_key) if settings.tls_key else None
-        context.load_cert_chain(_file("bus.tls_cert", settings.tls_cert), key)
+    authority = _file("bus.tls_ca", settings.tls_ca) if settings.tls_ca else None
+    certificate = _file("bus.tls_cert", settings.tls_cert) if settings.tls_cert else None
+    key = _file("bus.tls_key", settings.tls_key) if settings.tls_key else None
+    try:
+        context = ssl.create_default_context(cafile=authority)
+        if certificate:
+            context.load_cert_chain(certificate, key)
+    except OSError as error:
+        msg = f"bus.tls_ca, bus.tls_cert and bus.tls_key: {error}; they must be readable PEM files that belong together"
+        raise SettingInvalid(msg) from error
     return context
