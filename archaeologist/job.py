@@ -2,8 +2,8 @@
 
 Started by ``daemon.child`` with one ``Excavation`` as a line of JSON on standard input, which then stays open: its end
 means that the parent is gone, and so is the child. What it has to say are lines of JSON on descriptor N: progress, and
-at last ``Succeeded`` or ``Failed``. It exits with 0, 1 (trying again gives the same) or 75 (later may succeed). SIGTERM ends
-it at once: the temporary files it leaves are its caller's to remove.
+at last ``Succeeded`` or ``Failed``. It exits with 0, 1 (trying again gives the same) or 75 (later may succeed). SIGTERM
+ends it at once: the temporary files it leaves are its caller's to remove.
 """
 
 import argparse

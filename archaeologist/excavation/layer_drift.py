@@ -7,7 +7,7 @@ from archaeologist.errors import MessageInvalid
 from archaeologist.excavation.survey import Survey, survey, versions
 from archaeologist.excavation.walk import OnProgress
 from archaeologist.statistics.drift import has_l2, select_block, select_global
-from contracts.artifacts import BlockDrift, Comparison, Coverage, GlobalDriftStats, LayerDrift
+from contracts.artifacts import BlockDrift, Comparison, Coverage, LayerDrift
 from contracts.messages import Excavation
 
 

@@ -105,8 +105,8 @@ def _is_equal(a: TensorEntry, b: TensorEntry, reader: Reader) -> bool:
     mine, theirs = np.empty(_COMPARED_BYTES, np.uint8), np.empty(_COMPARED_BYTES, np.uint8)
     for start in range(0, a.size, _COMPARED_BYTES):
         size = min(_COMPARED_BYTES, a.size - start)
-        reader.read(a, start, memoryview(mine)[:size])
-        reader.read(b, start, memoryview(theirs)[:size])
+        reader.read(a, start, mine[:size].data)
+        reader.read(b, start, theirs[:size].data)
         if not np.array_equal(mine[:size], theirs[:size]):
             return False
     return True

@@ -127,7 +127,8 @@ def _open(side: Side, files: contextlib.ExitStack, excavation: Excavation) -> Op
     # Where links may lead was decided by whoever made the job; that they still lead there, the fingerprint says.
     index = read_index(Path(side.read_path), allowed=(Path("/"),))
     if (found := fingerprint(index)) != side.fingerprint:
-        msg = f"checkpoint {side.path!r} has fingerprint {found} and had {side.fingerprint} when the job was made; a checkpoint must not change: request it again"
+        changed = f"has fingerprint {found} and had {side.fingerprint} when the job was made"
+        msg = f"checkpoint {side.path!r} {changed}; a checkpoint must not change: request it again"
         raise CheckpointChanged(msg)
     reader = files.enter_context(Reader(index, drop_page_cache=excavation.drop_page_cache))
     return Opened(index=index, reader=reader, ties=find_ties(index, reader))
@@ -218,7 +219,8 @@ def _nonfinite(found: Survey) -> str | None:
     if not broken:
         return None
     whole = found.global_weights
-    return f"{whole.nan_count} NaN and {whole.inf_count} infinite values in {_listed(broken)}; statistics cover the finite values"
+    counts = f"{whole.nan_count} NaN and {whole.inf_count} infinite values"
+    return f"{counts} in {_listed(broken)}; statistics cover the finite values"
 
 
 def _untied(plan: Plan) -> str | None:

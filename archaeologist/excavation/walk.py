@@ -54,7 +54,7 @@ def thread_count(asked: int) -> int:
 class Walk:
     """A walk over the checkpoints of a plan; iterate over ``blocks`` once."""
 
-    def __init__(  # noqa: PLR0913 - all but the plan by name
+    def __init__(
         self,
         plan: Plan,
         *,
@@ -193,10 +193,10 @@ class Walk:
             with self._lock:
                 self._bytes_read += mine.size + theirs.size
 
-    def _read(self, reader: Reader, entry: TensorEntry, start: int, stop: int, into: Bytes) -> Bytes:  # noqa: PLR0913, PLR0917 - a range and its buffer
+    def _read(self, reader: Reader, entry: TensorEntry, start: int, stop: int, into: Bytes) -> Bytes:
         width = WIDTHS[entry.dtype]
         buffer = into[: (stop - start) * width]
-        reader.read(entry, start * width, memoryview(buffer))
+        reader.read(entry, start * width, buffer.data)
         return buffer
 
     def _read_reference(self, entry: TensorEntry, start: int, stop: int, into: Bytes) -> Bytes:

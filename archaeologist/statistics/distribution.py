@@ -78,17 +78,19 @@ def from_bits(counts: Counts, dtype: str) -> Distribution:
     if not ordered.size:
         return Distribution(count=0, nan_count=nan_count, inf_count=inf_count, zeros=0)
     count = int(ordered.sum())
-    mean = float((ordered * values).sum() / count)
+    weighted = ordered * values
+    mean = float(weighted.sum() / count)
     deviations = (values - mean) ** 2
+    weighted_deviations = ordered * deviations
     moments = Moments(
         count=count,
         zeros=int(counts[0] + counts[_HALF]),
         nan_count=nan_count,
         inf_count=inf_count,
         mean=mean,
-        m2=float((ordered * deviations).sum()),
-        m4=float((ordered * deviations**2).sum()),
-        squares=float((ordered * values**2).sum()),
+        m2=float(weighted_deviations.sum()),
+        m4=float((weighted_deviations * deviations).sum()),
+        squares=float((weighted * values).sum()),
         min=float(values[0]),
         max=float(values[-1]),
     )
@@ -152,22 +154,24 @@ def _of(moments: Moments, found: tuple[float, ...]) -> Distribution:
 def _ordered(counts: Counts, dtype: str) -> tuple[Counts, Floats, int, int]:
     """Counts that are not 0 with their values, ascending and finite; then the numbers of NaN and of infinities."""
     infinite = _FIRST_INFINITE[dtype]
-    ordered = np.concatenate((counts[_HALF : _HALF + infinite][::-1], counts[:infinite]))
-    present = np.flatnonzero(ordered)
+    positive, negative = counts[:infinite], counts[_HALF : _HALF + infinite]
+    magnitudes = _magnitudes(dtype)
+    above, below = np.flatnonzero(positive), np.flatnonzero(negative)[::-1]
+    ordered = np.concatenate((negative[below], positive[above]))
+    values = np.concatenate((-magnitudes[below], magnitudes[above])) + 0.0  # -0 becomes 0
     inf_count = int(counts[infinite] + counts[_HALF + infinite])
     nan_count = int(counts[infinite + 1 : _HALF].sum() + counts[_HALF + infinite + 1 :].sum())
-    return ordered[present], _ordered_values(dtype)[present], nan_count, inf_count
+    return ordered, values, nan_count, inf_count
 
 
 @cache
-def _ordered_values(dtype: str) -> Floats:
-    """The finite values of a dtype, ascending, -0 as 0; for float32 the middle of the values with the upper bits."""
+def _magnitudes(dtype: str) -> Floats:
+    """The finite values from 0 on by their pattern; for float32 the middle of the values with these upper bits."""
     patterns = np.arange(_FIRST_INFINITE[dtype], dtype=np.uint16)
     if dtype == "F16":
-        positive = patterns.view(np.float16).astype(np.float64)
-    else:
-        lower = 0x8000 if dtype == "F32" else 0
-        positive = ((patterns.astype(np.uint32) << 16) | np.uint32(lower)).view(np.float32).astype(np.float64)
-        # The bin that holds zeros stands for 0: a tensor of zeros has percentiles of 0.
-        positive[0] = 0.0
-    return np.concatenate((-positive[::-1], positive)) + 0.0
+        return patterns.view(np.float16).astype(np.float64)
+    lower = 0x8000 if dtype == "F32" else 0
+    magnitudes = ((patterns.astype(np.uint32) << 16) | np.uint32(lower)).view(np.float32).astype(np.float64)
+    # The bin that holds zeros stands for 0: a tensor of zeros has percentiles of 0.
+    magnitudes[0] = 0.0
+    return magnitudes

@@ -13,7 +13,7 @@ module: the daemon must not carry a compiler.
 from typing import Final
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
 from numba.extending import intrinsic
 
@@ -57,11 +57,10 @@ _SIXTEEN: Final = np.uint64(16)
 # Additions may be reordered and fused, so that they fill vector registers; NaN, infinity and order of operands keep
 # their meaning.
 _REORDERED: Final = {"reassoc", "contract", "nsz"}
-_COMPILED: Final = {"nogil": True, "cache": True}
 
 
-@intrinsic  # type: ignore[misc]  # numba has no types
-def _bits(context, value):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+@intrinsic
+def _bits(context, value):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, ARG001 - numba's form
     """The bits of a float64 as int64: integers have a maximum that vectorises, floats with their NaN have not."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, ARG001
@@ -70,7 +69,7 @@ def _bits(context, value):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN2
     return types.int64(types.float64), generate
 
 
-@njit(**_COMPILED)
+@njit(nogil=True, cache=True)
 def dig(target, reference, window, sums, counts, histogram, rows, columns, sketch):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, PLR0913, PLR0917 - numba unpacks tuples slowly at each call
     """Adds what consecutive values of a tensor, and of its reference, contribute to its sums.
 
@@ -82,7 +81,8 @@ def dig(target, reference, window, sums, counts, histogram, rows, columns, sketc
         target: The values' bytes, uint8, aligned to 4.
         reference: The same number of values of the reference, in its dtype; empty where there is none.
         window: What the bytes are: int64, entries ``KIND`` … ``SKETCHED``.
-        sums: float64, entries ``SQUARES`` … ``MAXIMUM``; ``MINIMUM`` starts as inf, ``MAXIMUM`` as -inf, the others as 0.
+        sums: float64, entries ``SQUARES`` … ``MAXIMUM``; ``MINIMUM`` starts as inf, ``MAXIMUM`` as
+            -inf, the others as 0.
         counts: int64, entries ``FINITE`` … ``NONFINITE_PAIRS``.
         histogram: uint32 (SUB_HISTOGRAMS, BINS), counts of the upper 16 bits of each value; their sum over the
             first axis is the result.
@@ -117,23 +117,13 @@ def dig(target, reference, window, sums, counts, histogram, rows, columns, sketc
             _add_moments(x[:size], z, sums, counts, has_holes)
         if has_holes:
             _fill_holes(x[:size])
-        values = x[:size].view(np.float32)
-        start = window[START] + first
-        if window[COLUMNS] > 0:
-            _add_matrix(values, start, window, sums, rows, columns)
-        else:
-            sums[SQUARES] += _squares(values)
-        if window[SKETCHED] == WHOLE:
-            for i in range(size):
-                sketch[start + i] = values[i]
-        elif window[SKETCHED] == PROJECTED:
-            _project(values, np.uint64(window[KEY]) + np.uint64(start // PIECE), sketch)
+        _add_weights(x[:size].view(np.float32), window[START] + first, window, sums, rows, columns, sketch)
 
 
 # Bits.
 
 
-@njit(**_COMPILED)
+@njit(nogil=True, cache=True)
 def _decode(piece, kind, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """The values as the bits of float32."""
     if kind == BF16:
@@ -158,7 +148,7 @@ def _decode(piece, kind, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, 
             out[i] = long[i]
 
 
-@njit(**_COMPILED)
+@njit(nogil=True, cache=True)
 def _count_bits(piece, kind, histogram):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Counts the upper 16 bits of each value. Two tables: equal neighbours would wait for each other's store."""
     one = np.uint32(1)
@@ -176,7 +166,7 @@ def _count_bits(piece, kind, histogram):  # type: ignore[no-untyped-def]  # noqa
         histogram[0, short] += one
 
 
-@njit(**_COMPILED)
+@njit(nogil=True, cache=True)
 def _has_nonfinite(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     largest = np.int32(0)
     for i in range(x.size):
@@ -184,7 +174,7 @@ def _has_nonfinite(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     return largest >= np.int32(_INFINITE)
 
 
-@njit(**_COMPILED)
+@njit(nogil=True, cache=True)
 def _is_equal(a, b):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     full = a.size // 8 * 8
     mine, theirs = a[:full].view(np.uint64), b[:full].view(np.uint64)
@@ -196,7 +186,7 @@ def _is_equal(a, b):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     return difference == 0
 
 
-@njit(**_COMPILED)
+@njit(nogil=True, cache=True)
 def _make_comparable(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """One pattern for both zeros and one for all NaN, so that values of two dtypes differ when their bits do."""
     for i in range(x.size):
@@ -207,14 +197,14 @@ def _make_comparable(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
             x[i] = np.uint32(0x7FC00000)
 
 
-@njit(**_COMPILED)
+@njit(nogil=True, cache=True)
 def _fill_holes(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     for i in range(x.size):
         if x[i] & _MAGNITUDE >= _INFINITE:
             x[i] = 0
 
 
-@njit(**_COMPILED)
+@njit(nogil=True, cache=True)
 def take_counts(histogram, total):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
     """Adds the sub-histograms to ``total``, int64 (BINS,), and empties them."""
     for i in range(total.size):
@@ -226,8 +216,8 @@ def take_counts(histogram, total):  # type: ignore[no-untyped-def]  # noqa: ANN0
 # Drift.
 
 
-@njit(**_COMPILED)
-def _compare(x, y, spare, has_holes, sums, counts):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0913, PLR0917 - as for dig
+@njit(nogil=True, cache=True)
+def _compare(x, y, spare, has_holes, sums, counts):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - as for dig
     """Adds a piece's drift. ``x`` is left as it is, ``y`` not."""
     changed, flipped = _differences(x, y)
     difference, mine, theirs, largest = _pair_sums(x.view(np.float32), y.view(np.float32))
@@ -249,7 +239,7 @@ def _compare(x, y, spare, has_holes, sums, counts):  # type: ignore[no-untyped-d
     sums[LARGEST] = max(sums[LARGEST], largest)
 
 
-@njit(**_COMPILED)
+@njit(nogil=True, cache=True)
 def _differences(x, y):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """How many values differ in their bits, and how many went from one strict sign to the other."""
     changed, flipped = np.int32(0), np.int32(0)
@@ -263,7 +253,7 @@ def _differences(x, y):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     return changed, flipped
 
 
-@njit(fastmath=_REORDERED, **_COMPILED)
+@njit(nogil=True, cache=True, fastmath=_REORDERED)
 def _pair_sums(x, y):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Σ(x-y)², Σx², Σy², max|x-y| of finite values. The last through its bits, which order like the value."""
     difference, mine, theirs, largest = 0.0, 0.0, 0.0, np.int64(0)
@@ -273,14 +263,14 @@ def _pair_sums(x, y):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         difference += d * d
         mine += a * a
         theirs += b * b
-        largest = max(largest, _bits(abs(d)))
+        largest = max(largest, _bits(abs(d)))  # type: ignore[call-arg]
     return difference, mine, theirs, np.array([largest]).view(np.float64)[0]
 
 
 # Weights.
 
 
-@njit(fastmath=_REORDERED, **_COMPILED)
+@njit(nogil=True, cache=True, fastmath=_REORDERED)
 def _squares(values):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     total = 0.0
     for i in range(values.size):
@@ -288,7 +278,7 @@ def _squares(values):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     return total
 
 
-@njit(fastmath=_REORDERED, **_COMPILED)
+@njit(nogil=True, cache=True, fastmath=_REORDERED)
 def _squares_into(values, columns):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     total = 0.0
     for i in range(values.size):
@@ -298,8 +288,22 @@ def _squares_into(values, columns):  # type: ignore[no-untyped-def]  # noqa: ANN
     return total
 
 
-@njit(**_COMPILED)
-def _add_matrix(values, start, window, sums, rows, columns):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0913, PLR0917 - as for dig
+@njit(nogil=True, cache=True)
+def _add_weights(values, start, window, sums, rows, columns, sketch):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Adds a piece's Σx² and its part of the sketch."""
+    if window[COLUMNS] > 0:
+        _add_matrix(values, start, window, sums, rows, columns)
+    else:
+        sums[SQUARES] += _squares(values)
+    if window[SKETCHED] == WHOLE:
+        for i in range(values.size):
+            sketch[start + i] = values[i]
+    elif window[SKETCHED] == PROJECTED:
+        _project(values, np.uint64(window[KEY]) + np.uint64(start // PIECE), sketch)
+
+
+@njit(nogil=True, cache=True)
+def _add_matrix(values, start, window, sums, rows, columns):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - as for dig
     """Adds Σx² to the rows and columns that a piece touches, and to the tensor's."""
     length = window[COLUMNS]
     done = 0
@@ -312,7 +316,7 @@ def _add_matrix(values, start, window, sums, rows, columns):  # type: ignore[no-
         done += run
 
 
-@njit(**_COMPILED)
+@njit(nogil=True, cache=True)
 def _project(values, counter, sketch):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Adds a block to the sketch: signed, rotated; in two runs, so that both vectorise."""
     mixed = counter + np.uint64(0x9E3779B97F4A7C15)
@@ -326,7 +330,7 @@ def _project(values, counter, sketch):  # type: ignore[no-untyped-def]  # noqa: 
     _add_signed(values[before:], _SIGNS[before : values.size], sign, sketch[: values.size - before])
 
 
-@njit(**_COMPILED)
+@njit(nogil=True, cache=True)
 def _add_signed(values, signs, sign, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     for i in range(values.size):
         out[i] += np.float64(values[i] * signs[i] * sign)
@@ -335,7 +339,7 @@ def _add_signed(values, signs, sign, out):  # type: ignore[no-untyped-def]  # no
 # Moments of float32.
 
 
-@njit(**_COMPILED)
+@njit(nogil=True, cache=True)
 def _add_moments(x, spare, sums, counts, has_holes):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Adds a piece's moments to the segment's (Pébay 2008, the update for two sets), its extremes and counts."""
     bits = x
@@ -354,8 +358,8 @@ def _add_moments(x, spare, sums, counts, has_holes):  # type: ignore[no-untyped-
     merge_moments(before, sums, size, mean, m2, m3, m4)
 
 
-@njit(**_COMPILED)
-def merge_moments(before, sums, size, mean, m2, m3, m4):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, PLR0913, PLR0917 - as for dig
+@njit(nogil=True, cache=True)
+def merge_moments(before, sums, size, mean, m2, m3, m4):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201 - as for dig
     """Merges the mean and central sums of ``size`` values into those of ``before`` values in ``sums``."""
     na, nb = np.float64(before), np.float64(size)
     n = na + nb
@@ -372,7 +376,7 @@ def merge_moments(before, sums, size, mean, m2, m3, m4):  # type: ignore[no-unty
     sums[MEAN] += share * nb
 
 
-@njit(**_COMPILED)
+@njit(nogil=True, cache=True)
 def _keep_finite(x, out, counts):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """How many values are finite; they are copied to the front of ``out``, the others counted."""
     kept = 0
@@ -388,7 +392,7 @@ def _keep_finite(x, out, counts):  # type: ignore[no-untyped-def]  # noqa: ANN00
     return kept
 
 
-@njit(**_COMPILED)
+@njit(nogil=True, cache=True)
 def _extremes(bits):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Least and greatest value and the number of zeros. Floats order like their bits once negatives are mirrored."""
     low, high, zeros = np.int32(0x7FFFFFFF), np.int32(-0x80000000), np.int32(0)
@@ -405,7 +409,7 @@ def _extremes(bits):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     return np.float64(values[0]), np.float64(values[1]), zeros
 
 
-@njit(fastmath=_REORDERED, **_COMPILED)
+@njit(nogil=True, cache=True, fastmath=_REORDERED)
 def _central(values):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Mean and Σ(x-mean)ᵏ for k = 2, 3, 4: two passes over values that lie in the first-level cache."""
     total = 0.0

@@ -4,14 +4,14 @@ A sketch is linear, so the sketch of a difference is the difference of sketches.
 is kept whole. A larger one is cut into blocks of ``WIDTH`` consecutive values; block b is multiplied by signs (one a
 position, the same for every tensor, and one a block), rotated by an offset of its own, and added up:
 
-    s[(i + r_b) mod WIDTH] += τ_b · σ_i · x[b · WIDTH + i]
+    s[(i + r_b) mod WIDTH] += t_b · u_i · x[b · WIDTH + i]
 
-σ, τ and r come from splitmix64 of the seed, the tensor's name and the block's number, so nothing but s is stored. E‖s‖²
+u, t and r come from splitmix64 of the seed, the tensor's name and the block's number, so nothing but s is stored. E‖s‖²
 = ‖x‖², and the relative standard deviation of ‖s‖² is about √(2 / WIDTH) = 2.2 % a tensor (Charikar, Chen and
 Farach-Colton 2002, with a rotation in place of the hash). Values that are not finite count as 0.
 
-The excavation computes sketches with the compiled kernel and writes them; the summaries read and compare them with what is
-here. Two sketches compare only when version, seed and width are equal.
+The excavation computes sketches with the compiled kernel and writes them; the summaries read and compare them with
+what is here. Two sketches compare only when version, seed and width are equal.
 """
 
 import hashlib
@@ -69,7 +69,7 @@ def splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def position_signs(seed: int = SEED) -> npt.NDArray[np.float32]:
-    """σ: a sign for each position of a block, +1 or -1, shape (WIDTH,)."""
+    """u: a sign for each position of a block, +1 or -1, shape (WIDTH,)."""
     hashes = splitmix64(np.arange(WIDTH, dtype=np.uint64) ^ splitmix64(np.array([seed], dtype=np.uint64)))
     return np.where(hashes >> np.uint64(63), np.float32(-1), np.float32(1)).astype(np.float32)
 

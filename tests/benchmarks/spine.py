@@ -66,7 +66,10 @@ print(json.dumps({"seconds": time.perf_counter() - started, "tensors": len(dista
 
 def shapes(layers: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
     """The parameters of a Qwen3 with tied embeddings."""
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, HIDDEN), "model.norm.weight": (HIDDEN,)}
+    found: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocabulary, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
+    }
     for layer in range(layers):
         found |= {
             f"model.layers.{layer}.{name}.weight": shape
@@ -227,15 +230,17 @@ def measure(folder: Path, *, layers: int, vocabulary: int, rounds: int, has_thei
         if has_theirs:
             other.append(theirs(target, base))
     seconds = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-    print(
+    print(  # noqa: T201 - what it is for
         f"{layers} layers, {gigabytes:.2f} GB in both: {seconds['seconds']:.3f} s "
         f"({gigabytes / seconds['seconds']:.1f} GB/s; walk {seconds['walk']:.3f} s; with the libraries' import "
         f"{seconds['whole']:.2f} s; first line after {seconds['start']:.2f} s), "
-        f"peak {max(run['peak_mb'] for run in runs):.0f} MB anonymous"
+        f"peak {max(run['peak_mb'] for run in runs):.0f} MB anonymous",
     )
     if other:
         slow = statistics.median(other)
-        print(f"  the specification's approach: {slow:.3f} s; ratio {slow / seconds['seconds']:.1f}")
+        print(  # noqa: T201
+            f"  the specification's approach: {slow:.3f} s; ratio {slow / seconds['seconds']:.1f}"
+        )
     shutil.rmtree(base)
     shutil.rmtree(target)
 

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from archaeologist.excavation import tally
@@ -18,7 +19,12 @@ EXACT = 1e-9
 
 def _random(dtype: str, shape: tuple[int, ...], seed: int, *, scale: float = 0.02, mean: float = 0.0) -> Bits:
     values = (np.random.default_rng(seed).standard_normal(shape) * scale + mean).astype(np.float32)
-    return {"BF16": bf16(values), "F16": values.astype(np.float16), "F32": values}[dtype]
+    return _stored(values, dtype)
+
+
+def _stored(values: npt.NDArray[np.float32], dtype: str) -> Bits:
+    by_dtype: dict[str, Bits] = {"BF16": bf16(values), "F16": values.astype(np.float16), "F32": values}
+    return by_dtype[dtype]
 
 
 def _check_weights(result: TensorResult, stored: Bits) -> None:
@@ -101,7 +107,7 @@ def test_tensors_of_two_dtypes_compare_by_value(tmp_path: Path, dtypes: tuple[st
 def test_nan_and_infinity_are_counted_and_left_out_on_both_sides(tmp_path: Path, dtype: str) -> None:
     stored, reference = _random(dtype, (200, 100), 7), _random(dtype, (200, 100), 8)
     special = np.array([np.nan, np.inf, -np.inf, -0.0], np.float32)
-    coded = {"BF16": bf16(special), "F16": special.astype(np.float16), "F32": special}[dtype]
+    coded = _stored(special, dtype)
     stored.ravel()[[5, 6, 4200, 9000]] = coded
     reference.ravel()[[6, 7, 12_000, 12_001]] = coded
     found = walked(write(tmp_path / "a", {"w": stored}), write(tmp_path / "b", {"w": reference}))["w"]
@@ -210,7 +216,7 @@ def test_threads_and_the_size_of_reads_change_no_bit(
         for name, result in first.items():
             assert again[name].weights == result.weights
             assert again[name].drift == result.drift
-            assert np.array_equal(again[name].sketch, result.sketch)
+            assert np.array_equal(_sketch(again[name]), _sketch(result))
     for name, result in first.items():
         _check_weights(result, tensors[name])
         _check_drift(result, tensors[name], references[name])
@@ -228,23 +234,24 @@ def test_moments_do_not_depend_on_the_order_of_the_values(tmp_path: Path) -> Non
 def test_a_small_tensors_sketch_is_the_tensor_and_a_large_ones_has_a_fixed_width(tmp_path: Path) -> None:
     tensors = {"small": _random("BF16", (64, 64), 1), "large": _random("BF16", (64, 65), 1)}
     found = walked(write(tmp_path / "a", tensors))
-    small, large = found["small"].sketch, found["large"].sketch
-    assert small is not None
-    assert large is not None
+    small, large = _sketch(found["small"]), _sketch(found["large"])
     assert np.array_equal(small, wide(tensors["small"]).ravel())
     assert large.shape == (WIDTH,)
 
 
-def _distance(a: Floats, b: Floats) -> float:
-    return float(np.linalg.norm(a - b))
+def _sketch(result: TensorResult) -> Floats:
+    assert result.sketch is not None
+    return result.sketch
+
+
+def _distance(a: Bits | Floats, b: Bits | Floats) -> float:
+    return float(np.linalg.norm(a.astype(np.float64) - b.astype(np.float64)))
 
 
 def test_a_sketch_is_linear_and_estimates_the_distance(tmp_path: Path) -> None:
     stored, reference = _random("F32", (400, 1000), 1), _random("F32", (400, 1000), 2)
-    a = walked(write(tmp_path / "a", {"w": stored}))["w"].sketch
-    b = walked(write(tmp_path / "b", {"w": reference}))["w"].sketch
-    assert a is not None
-    assert b is not None
+    a = _sketch(walked(write(tmp_path / "a", {"w": stored}))["w"])
+    b = _sketch(walked(write(tmp_path / "b", {"w": reference}))["w"])
     # Five standard deviations of √(1 / (2 · WIDTH)).
     assert _distance(a, b) == pytest.approx(_distance(stored, reference), rel=0.055)
 
@@ -252,7 +259,7 @@ def test_a_sketch_is_linear_and_estimates_the_distance(tmp_path: Path) -> None:
 def test_nan_counts_as_zero_in_the_sketch(tmp_path: Path) -> None:
     stored = _random("F32", (100, 100), 1)
     stored[3, 3] = np.nan
-    a = walked(write(tmp_path / "a", {"w": stored}))["w"].sketch
+    a = _sketch(walked(write(tmp_path / "a", {"w": stored}))["w"])
     stored[3, 3] = 0
-    b = walked(write(tmp_path / "b", {"w": stored}))["w"].sketch
+    b = _sketch(walked(write(tmp_path / "b", {"w": stored}))["w"])
     assert np.array_equal(a, b)
