@@ -11,6 +11,7 @@ import typer
 from archaeologist.cli.options import AsJson, Config, NatsUrl, Root, read_settings
 
 if TYPE_CHECKING:
+    from archaeologist.artifacts.paths import CampaignFolder
     from archaeologist.bus.connection import Bus
     from archaeologist.settings import Settings
     from contracts.messages import Progress
@@ -73,21 +74,16 @@ def request(
     nats_url: NatsUrl = None,
 ) -> None:
     """Asks the daemon for an analysis and prints the request's id."""
-    from archaeologist.artifacts.paths import CampaignFolder
-    from archaeologist.errors import UsageError
+    from contracts import subjects
 
     settings = read_settings(config=config, root=root, nats_url=nats_url)
-    named = next((path for path in (checkpoint, target) if path is not None and not path.isdigit()), None)
-    folder = CampaignFolder.enclosing(Path(named).absolute()) if named else None
-    hero, campaign = hero or (folder.hero_id if folder else None), campaign or (folder.campaign_id if folder else None)
-    if hero is None or campaign is None:
-        msg = "hero and campaign are unknown; give --hero and --campaign, or a path under campaigns/HERO/CAMPAIGN"
-        raise UsageError(msg)
+    folder = campaign_of(hero, campaign, path=checkpoint or target, root=settings.root_path)
     common: Fields = {
-        "hero_id": hero,
-        "campaign_id": campaign,
-        "job_type": job_type or ("layer_drift" if base is not None or target is not None else "layer_stats"),
-        "priority": priority,
+        "hero_id": folder.hero_id,
+        "campaign_id": folder.campaign_id,
+        "job_type": one_of("--type", job_type, subjects.JOB_TYPES)
+        or ("layer_drift" if base is not None or target is not None else "layer_stats"),
+        "priority": one_of("--priority", priority, subjects.PRIORITIES),
         "force": force or None,
         "compute_activations": None if activations else False,
         "metrics": [name.strip() for name in metrics.split(",")] if metrics else None,
@@ -95,16 +91,35 @@ def request(
         **side_fields("base_checkpoint", base),
         **side_fields("target_checkpoint", target),
     }
-    campaign_folder = CampaignFolder.of(settings.root_path, hero, campaign)
-    bodies = messages(
-        common, what_is_asked(checkpoint, step=step, steps=steps, checkpoints=campaign_folder.checkpoints)
-    )
+    asked = what_is_asked(checkpoint, step=step, steps=steps, checkpoints=folder.checkpoints)
+    bodies = messages(common, asked)
     endings = asyncio.run(_ask(bodies, settings, wait=wait, as_json=as_json))
     if wait and not all(ending.is_good for ending in endings):
         raise typer.Exit(1)
 
 
 # Messages; pure but for looking whether a relative path exists here.
+
+
+def campaign_of(hero: str | None, campaign: str | None, *, path: str | None, root: Path) -> "CampaignFolder":
+    """The campaign that is meant, by name or by where the checkpoint lies.
+
+    Raises:
+        UsageError: Neither says it, or a name is none.
+    """
+    from archaeologist.artifacts.paths import CampaignFolder
+    from archaeologist.errors import MessageInvalid, UsageError
+
+    enclosing = CampaignFolder.enclosing(Path(path).absolute()) if path else None
+    hero = hero or (enclosing.hero_id if enclosing else None)
+    campaign = campaign or (enclosing.campaign_id if enclosing else None)
+    if hero is None or campaign is None:
+        msg = "hero and campaign are unknown; give --hero and --campaign, or a path under campaigns/HERO/CAMPAIGN"
+        raise UsageError(msg)
+    try:
+        return CampaignFolder.of(root, hero, campaign)
+    except MessageInvalid as error:
+        raise UsageError(str(error)) from error
 
 
 def what_is_asked(checkpoint: str | None, *, step: int | None, steps: str | None, checkpoints: Path) -> list[Fields]:
@@ -129,6 +144,20 @@ def what_is_asked(checkpoint: str | None, *, step: int | None, steps: str | None
         msg = f"--steps {steps!r}: no checkpoint with such a step in {str(checkpoints)!r}, {there}"
         raise UsageError(msg)
     return [{"checkpoint_step": number} for number in chosen]
+
+
+def one_of(option: str, value: str | None, known: Sequence[str]) -> str | None:
+    """The value, if it is one of the known ones.
+
+    Raises:
+        UsageError: It is not.
+    """
+    from archaeologist.errors import UsageError
+
+    if value is not None and value not in known:
+        msg = f"{option} {value!r} is not known; use one of: {', '.join(known)}"
+        raise UsageError(msg)
+    return value
 
 
 def side_fields(prefix: str, value: str | None, *, policies: bool = False) -> Fields:
@@ -173,16 +202,17 @@ def messages(common: Fields, asked: Sequence[Fields]) -> dict[str, bytes]:
 
 
 def ending_of(request_id: str, request: "RequestRecord | None", job: "JobRecord | None") -> Ending | None:
-    """How a request ended by its records; None while it has not. A job counts once its event is out, because only
-    then its artifact is in place.
-    """  # noqa: D205 -- one sentence for the result, one for its reason
+    """How a request ended, by its records; None while it has not.
+
+    A finished job counts once its event is out: only then its artifact is in place.
+    """
     from contracts.records import FINISHED
 
     if request is not None and request.state in {"refused", "skipped"}:
         return Ending(request_id, "refused", error=request.error)
-    if request is None or job is None or job.state not in FINISHED or job.event_sequence is None:
+    if request is None or request.state != "accepted" or job is None:
         return None
-    if request_id not in job.request_ids and request.state != "accepted":
+    if job.state not in FINISHED or job.event_sequence is None:
         return None
     return Ending(request_id, job.state, job.job.job_key, job.artifact_path, job.most_changed_layer, job.error)
 
