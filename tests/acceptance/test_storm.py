@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import pytest
 
 from archaeologist.artifacts.store import read_artifact
 from archaeologist.bus.connection import Bus, connected
@@ -18,7 +19,6 @@ from archaeologist.bus.topology import ensure
 from archaeologist.daemon.books import Books
 from archaeologist.settings import BusSettings, Settings
 from contracts import subjects
-from contracts.messages import Event
 from contracts.records import FINISHED, JobRecord, RequestRecord
 from tests.fixtures.checkpoints import write_checkpoint
 from tests.fixtures.programs import Daemon
@@ -127,6 +127,7 @@ def _bad(number: int) -> Message:
     return Message(subjects.ANALYSIS_REQUESTED, body, request_id, is_valid=False, sending=request_id)
 
 
+@pytest.mark.timeout(600)
 async def test_two_hundred_messages_survive_three_server_kills_and_two_daemon_kills(tmp_path: Path) -> None:
     root = tmp_path / "root"
     for step in STEPS:
@@ -140,7 +141,7 @@ async def test_two_hundred_messages_survive_three_server_kills_and_two_daemon_ki
         async with Daemon(root=root, url=server.url, environment=FAST) as daemon:
             await _send(storm, server, daemon, settings)
             async with connected(settings.bus, name="checker", wait=True) as bus:
-                records = await _until_all_ended(bus, storm)
+                records = await _until_all_ended(bus, storm, daemon)
                 await _check(bus, storm, records, root)
 
 
@@ -158,12 +159,13 @@ async def _send(storm: Storm, server: Server, daemon: Daemon, settings: Settings
             await publish(bus, message.subject, message.body, message_id=message.sending)
 
 
-async def _until_all_ended(bus: Bus, storm: Storm) -> dict[str, tuple[RequestRecord, JobRecord | None]]:
+async def _until_all_ended(bus: Bus, storm: Storm, daemon: Daemon) -> dict[str, tuple[RequestRecord, JobRecord | None]]:
     """What became of each request, once nothing is pending any more."""
     memory = Books.on(bus)
     wanted = {message.request_id for message in storm.messages}
     async with asyncio.timeout(420):
         while True:
+            assert daemon.is_running, daemon.log()[-2000:]
             requests = {key: request for key, request in (await memory.requests.all()).items() if key in wanted}
             jobs = await memory.jobs.all()
             if len(requests) == len(wanted) and all(
@@ -176,7 +178,7 @@ async def _until_all_ended(bus: Bus, storm: Storm) -> dict[str, tuple[RequestRec
 async def _check(
     bus: Bus, storm: Storm, records: dict[str, tuple[RequestRecord, JobRecord | None]], root: Path
 ) -> None:
-    log: list[Event] = [logged.event async for logged in events(bus, follow=False)]
+    log = [logged.event async for logged in events(bus, follow=False)]
     terminal = [event for event in log if event.type in {subjects.ANALYSIS_COMPLETED, subjects.ANALYSIS_FAILED}]
     completed = Counter(event.data["job_key"] for event in terminal if event.type == subjects.ANALYSIS_COMPLETED)
 
