@@ -1,0 +1,112 @@
+"""Artifacts as tables."""
+
+from rich.console import Console, RenderableType
+
+from archaeologist.cli import rendering
+from contracts.artifacts import (
+    Comparison,
+    Coverage,
+    GlobalDriftStats,
+    GlobalWeightStats,
+    LayerDrift,
+    LayerDriftStats,
+    LayerStats,
+    LayerWeightStats,
+    TensorWeights,
+    Versions,
+)
+
+COVERAGE = Coverage(tensors_listed=3, tensors_read=2, bytes_listed=30, bytes_read=20)
+VERSIONS = Versions(archaeologist="0", python="3")
+BROKEN = LayerWeightStats(
+    name="model.layers.0",
+    layer_type="transformer_block",
+    param_count=1234,
+    l2=2.0,
+    nan_count=3,
+    tensors={"w": TensorWeights(dtype="BF16", shape=(2, 2), dead_rows=2)},
+)
+
+
+def shown(renderable: RenderableType) -> str:
+    console = Console(width=200, force_terminal=False)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+def stats(drift: dict[str, LayerDriftStats]) -> LayerStats:
+    return LayerStats(
+        campaign_id="c1",
+        hero_id="dio",
+        checkpoint_path="/c/checkpoint-2",
+        checkpoint_step=2,
+        created_at="2026-01-01T00:00:00Z",
+        weight_stats={"model.layers.0": BROKEN},
+        global_weight_stats=GlobalWeightStats(),
+        drift_stats=drift,
+        reference_checkpoint_path="/c/checkpoint-1" if drift else None,
+        job_key="k",
+        job_id="j",
+        fingerprint="f",
+        coverage=COVERAGE,
+        not_computed={"activations": "later"},
+        warnings=("watch \x1b[31mout",),
+        versions=VERSIONS,
+    )
+
+
+def moved(relative: float | None, *, below: bool = False) -> LayerDriftStats:
+    return LayerDriftStats(name="b", relative_l2=relative, cosine=0.5, changed_fraction=0.25, below_resolution=below)
+
+
+def test_a_block_shows_norm_drift_and_what_is_wrong_with_it() -> None:
+    text = shown(rendering.layer_stats(stats({"model.layers.0": moved(0.125, below=True)})))
+    for words in ("1,234", "0.125", "0.500000", "25.0%", "3 NaN", "2 dead rows", "below resolution"):
+        assert words in text
+    assert "against /c/checkpoint-1" in text
+    assert "most changed model.layers.0 (0.125)" in text
+
+
+def test_what_was_not_read_computed_or_is_to_be_watched_is_said() -> None:
+    text = shown(rendering.layer_stats(stats({})))
+    assert "read 2 of 3 tensors" in text
+    assert "not computed: activations: later" in text
+    assert "warning: watch  [31mout" in text
+    assert "relative L2" not in text
+
+
+def test_a_drift_shows_its_blocks() -> None:
+    drift = LayerDrift(
+        campaign_id="",
+        hero_id="",
+        base_checkpoint="/a",
+        target_checkpoint="/b",
+        base_checkpoint_step=1,
+        target_checkpoint_step=2,
+        created_at="2026-01-01T00:00:00Z",
+        metrics=("l2",),
+        drift_stats={"model.norm": moved(0.5), "lm_head": LayerDriftStats(name="lm_head", nonfinite_pairs=7)},
+        global_drift_stats=GlobalDriftStats(),
+        job_key="k",
+        job_id="j",
+        base_fingerprint="f",
+        target_fingerprint="g",
+        base_coverage=COVERAGE,
+        target_coverage=COVERAGE,
+        comparison=Comparison(compared=1),
+        versions=VERSIONS,
+    )
+    text = shown(rendering.layer_drift(drift))
+    assert "/a → /b" in text
+    assert "most changed model.norm (0.5)" in text
+    assert "7 not finite" in text
+
+
+def test_a_heat_strip_has_one_mark_a_value_relative_to_the_largest() -> None:
+    assert rendering.heat_strip([0.0, 0.5, None, 1.0]).plain == "▁▅·█"
+
+
+def test_a_heat_strip_of_zeros_is_flat_and_one_of_nothing_empty() -> None:
+    assert rendering.heat_strip([0.0, 0.0]).plain == "▁▁"
+    assert rendering.heat_strip([]).plain == ""

@@ -1,0 +1,32 @@
+"""The parts of the Python API that need no child process."""
+
+import pytest
+
+from archaeologist.api import known_metrics, raise_coded
+from archaeologist.errors import CheckpointError, InternalError, PermanentError, ShardMissing, UsageError
+from contracts.messages import EventError
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("shard_missing", ShardMissing),
+        ("checkpoint_unreadable", CheckpointError),
+        ("internal_error", InternalError),
+        ("a code of the future", PermanentError),
+    ],
+)
+def test_a_code_comes_back_as_its_class(code: str, expected: type[PermanentError]) -> None:
+    with pytest.raises(PermanentError, match="the message") as raised:
+        raise_coded(EventError(code=code, message="the message"))
+    assert type(raised.value) is expected
+
+
+def test_metrics_are_taken_once_in_the_order_of_job_keys() -> None:
+    assert known_metrics(["l2", "cosine", "l2"]) == ("cosine", "l2")
+
+
+@pytest.mark.parametrize("names", [[], ["l2", "l3"], [""]])
+def test_metrics_that_are_not_known_are_refused_with_the_known(names: list[str]) -> None:
+    with pytest.raises(UsageError, match="l2, cosine, frobenius"):
+        known_metrics(names)
