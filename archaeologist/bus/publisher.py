@@ -19,7 +19,8 @@ from contracts import subjects
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 0.5
-ATTEMPT_SECONDS: Final = 5.0
+ATTEMPT_SECONDS: Final = 2.0
+"""A confirmation that was lost with the connection is not worth a longer wait: repeating is harmless."""
 NOT_STORED: Final = 10077
 """The server's code for "maximum messages exceeded", for "… per subject exceeded", and for a disk that is full."""
 TOO_LARGE: Final = 10054

@@ -32,6 +32,7 @@ T = TypeVar("T", bound=Struct)
 R = TypeVar("R")
 
 RETRY_SECONDS: Final = 0.5
+ATTEMPT_SECONDS: Final = 2.0
 CONFLICT_SECONDS: Final = 0.01
 WATCH_SECONDS: Final = 1.0
 
@@ -141,7 +142,9 @@ class Records(Generic[T]):
             str(api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value): str(revision),
         }
         try:
-            ack = await self._bus.jetstream.publish(f"{self._prefix}{key}", body, headers=headers)
+            ack = await self._bus.jetstream.publish(
+                f"{self._prefix}{key}", body, headers=headers, timeout=ATTEMPT_SECONDS
+            )
         except nats.js.errors.APIError as error:
             if error.err_code not in WRONG_LAST_SEQUENCE:
                 raise

@@ -159,7 +159,7 @@ async def ensure(bus: Bus, settings: Settings) -> list[Change]:
         BusUnavailable: The server is away, or the identity may not create streams.
     """
     changes: list[Change] = []
-    await bus.until_connected()
+    await bus.until_connected(settings.bus.connect_timeout_seconds)
     try:
         changes += [await _ensure_stream(bus, config) for config in streams(settings)]
         changes += [await _ensure_bucket(bus, bucket) for bucket in buckets(settings)]
@@ -182,6 +182,7 @@ async def differences(bus: Bus, settings: Settings) -> list[str]:
         BusUnavailable: The server is away.
     """
     found = []
+    await bus.until_connected(settings.bus.connect_timeout_seconds)
     try:
         wanted = [*streams(settings), *(_bucket_stream(bucket) for bucket in buckets(settings))]
         for config in wanted:

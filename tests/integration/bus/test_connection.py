@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
-import nkeys  # type: ignore[import-untyped] -- no annotations published with it
+import nkeys
 import pytest
 
 from archaeologist.bus.connection import Bus, connect, connected, publish_core, shown_address, subscribe_core
