@@ -31,6 +31,15 @@ WIDTHS: Final = {"BF16": 2, "F16": 2, "F32": 4}
 """Bytes of a value."""
 
 
+_ADDED: Final = [
+    kernels.SQUARES,
+    kernels.DIFFERENCE,
+    kernels.PAIR_SQUARES,
+    kernels.REFERENCE_SQUARES,
+    kernels.PRODUCTS,
+]
+
+
 class TensorResult(Struct, frozen=True, kw_only=True):
     """What is known about one tensor once all its segments are summed."""
 
@@ -119,8 +128,7 @@ class Tally:
             merged = [float(more[entry]) for entry in (kernels.MEAN, kernels.M2, kernels.M3, kernels.M4)]
             kernels.merge_moments(int(self._counts[kernels.FINITE]), sums, size, *merged)
         self._counts += segment.counts
-        for entry in (kernels.SQUARES, kernels.DIFFERENCE, kernels.PAIR_SQUARES, kernels.REFERENCE_SQUARES):
-            sums[entry] += more[entry]
+        sums[_ADDED] += more[_ADDED]
         sums[kernels.LARGEST] = max(sums[kernels.LARGEST], more[kernels.LARGEST])
         sums[kernels.MINIMUM] = min(sums[kernels.MINIMUM], more[kernels.MINIMUM])
         sums[kernels.MAXIMUM] = max(sums[kernels.MAXIMUM], more[kernels.MAXIMUM])
@@ -167,6 +175,7 @@ class Tally:
             difference=float(sums[kernels.DIFFERENCE]),
             squares=float(sums[kernels.PAIR_SQUARES]),
             reference_squares=float(sums[kernels.REFERENCE_SQUARES]),
+            products=float(sums[kernels.PRODUCTS]),
             largest=float(sums[kernels.LARGEST]),
             changed=int(counts[kernels.CHANGED]),
             sign_flips=int(counts[kernels.SIGN_FLIPS]),

@@ -28,6 +28,8 @@ class PairSums(Struct, frozen=True, kw_only=True):
     """Σx²"""
     reference_squares: float = 0.0
     """Σy²"""
+    products: float = 0.0
+    """Σxy"""
     largest: float = 0.0
     """max |x - y|"""
     changed: int = 0
@@ -41,11 +43,18 @@ class PairSums(Struct, frozen=True, kw_only=True):
 
     @property
     def one_minus_cosine(self) -> float | None:
-        """(‖x-y‖² - (‖y‖-‖x‖)²) / (2‖x‖‖y‖), which keeps its digits near 0; None where a side is all zero."""
+        """(‖x-y‖² - (‖y‖-‖x‖)²) / (2‖x‖‖y‖), which keeps its digits near 0; None where a side is all zero.
+
+        Where the sides are far apart that form loses digits instead, and 1 - Σxy / (‖x‖‖y‖) keeps them.
+        """
         mine, theirs = math.sqrt(self.squares), math.sqrt(self.reference_squares)
         if mine == 0 or theirs == 0:
             return None
-        return min(2.0, max(0.0, (self.difference - (theirs - mine) ** 2) / (2 * mine * theirs)))
+        if self.difference < mine * theirs:
+            apart = (self.difference - (theirs - mine) ** 2) / (2 * mine * theirs)
+        else:
+            apart = 1 - self.products / mine / theirs
+        return min(2.0, max(0.0, apart))
 
     @property
     def changed_fraction(self) -> float | None:
@@ -61,6 +70,7 @@ def together(parts: Iterable[PairSums]) -> PairSums:
         difference=math.fsum(part.difference for part in found),
         squares=math.fsum(part.squares for part in found),
         reference_squares=math.fsum(part.reference_squares for part in found),
+        products=math.fsum(part.products for part in found),
         largest=max((part.largest for part in found), default=0.0),
         changed=sum(part.changed for part in found),
         sign_flips=sum(part.sign_flips for part in found),

@@ -13,7 +13,7 @@ module: the daemon must not carry a compiler.
 from typing import Final
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
@@ -37,9 +37,23 @@ NO_SKETCH, PROJECTED, WHOLE = range(3)
 """Values of ``window[SKETCHED]``."""
 
 # Entries of ``sums``.
-SQUARES, DIFFERENCE, PAIR_SQUARES, REFERENCE_SQUARES, LARGEST, MEAN, M2, M3, M4, MINIMUM, MAXIMUM, SUMS_SIZE = range(12)
-"""Σx² over finite x; over pairs of finite values Σ(x-y)², Σx², Σy² and the largest \\|x-y\\|; for float32 the mean and
-the central sums Σ(x-mean)ᵏ over finite x, and the extremes."""
+(
+    SQUARES,
+    DIFFERENCE,
+    PAIR_SQUARES,
+    REFERENCE_SQUARES,
+    PRODUCTS,
+    LARGEST,
+    MEAN,
+    M2,
+    M3,
+    M4,
+    MINIMUM,
+    MAXIMUM,
+    SUMS_SIZE,
+) = range(13)
+"""Σx² over finite x; over pairs of finite values Σ(x-y)², Σx², Σy², Σxy and the largest |x-y|; for float32 the
+mean and the central sums Σ(x-mean)ᵏ over finite x, and the extremes."""
 
 # Entries of ``counts``.
 FINITE, ZEROS, NANS, INFINITIES, CHANGED, SIGN_FLIPS, NONFINITE_PAIRS, COUNTS_SIZE = range(8)
@@ -107,6 +121,7 @@ def dig(target, reference, window, sums, counts, histogram, rows, columns, sketc
                 same = _squares(x[:size].view(np.float32))
                 sums[PAIR_SQUARES] += same
                 sums[REFERENCE_SQUARES] += same
+                sums[PRODUCTS] += same
             else:
                 _decode(theirs, other, y[:size])
                 if kind != other:
@@ -220,7 +235,7 @@ def take_counts(histogram, total):  # type: ignore[no-untyped-def]  # noqa: ANN0
 def _compare(x, y, spare, has_holes, sums, counts):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - as for dig
     """Adds a piece's drift. ``x`` is left as it is, ``y`` not."""
     changed, flipped = _differences(x, y)
-    difference, mine, theirs, largest = _pair_sums(x.view(np.float32), y.view(np.float32))
+    difference, mine, theirs, products, largest = _pair_sums(x.view(np.float32), y.view(np.float32))
     # A sum over float32 squares overflows no float64: where it is not finite, a value is not.
     if has_holes or not np.isfinite(theirs):
         for i in range(x.size):
@@ -230,12 +245,13 @@ def _compare(x, y, spare, has_holes, sums, counts):  # type: ignore[no-untyped-d
                 counts[NONFINITE_PAIRS] += 1
         pairs = spare[: x.size]
         _, flipped = _differences(pairs, y)
-        difference, mine, theirs, largest = _pair_sums(pairs.view(np.float32), y.view(np.float32))
+        difference, mine, theirs, products, largest = _pair_sums(pairs.view(np.float32), y.view(np.float32))
     counts[CHANGED] += changed
     counts[SIGN_FLIPS] += flipped
     sums[DIFFERENCE] += difference
     sums[PAIR_SQUARES] += mine
     sums[REFERENCE_SQUARES] += theirs
+    sums[PRODUCTS] += products
     sums[LARGEST] = max(sums[LARGEST], largest)
 
 
@@ -255,16 +271,17 @@ def _differences(x, y):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 @njit(nogil=True, cache=True, fastmath=_REORDERED)
 def _pair_sums(x, y):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Σ(x-y)², Σx², Σy², max|x-y| of finite values. The last through its bits, which order like the value."""
-    difference, mine, theirs, largest = 0.0, 0.0, 0.0, np.int64(0)
+    """Σ(x-y)², Σx², Σy², Σxy, max|x-y| of finite values. The last through its bits, which order like the value."""
+    difference, mine, theirs, products, largest = 0.0, 0.0, 0.0, 0.0, np.int64(0)
     for i in range(x.size):
         a, b = np.float64(x[i]), np.float64(y[i])
         d = a - b
         difference += d * d
         mine += a * a
         theirs += b * b
+        products += a * b
         largest = max(largest, _bits(abs(d)))  # type: ignore[call-arg]
-    return difference, mine, theirs, np.array([largest]).view(np.float64)[0]
+    return difference, mine, theirs, products, np.array([largest]).view(np.float64)[0]
 
 
 # Weights.

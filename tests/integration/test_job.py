@@ -270,7 +270,8 @@ def test_an_artifact_says_what_it_is_of_and_what_it_lacks(
 def test_a_sketch_file_is_safetensors_and_gives_the_distance_between_checkpoints(
     tmp_path: Path, run: Callable[..., tuple[int, list[ChildLine], str]]
 ) -> None:
-    sketches, artifacts, found = [], [], ()
+    sketches, artifacts = [], []
+    found: tuple[str, ...] = ()
     reference = tmp_path / "checkpoint-1"
     qwen3(1, torch.float32).save_pretrained(reference)
     for step in (1, 2):
