@@ -3,7 +3,6 @@
 import asyncio
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from contracts.messages import (
     Side,
     Succeeded,
 )
+from tests.fixtures.waiting import until
 
 PRELUDE = """\
 import json, os, signal, subprocess, sys, time
@@ -98,17 +98,14 @@ def is_running(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
-async def until(is_true: Callable[[], bool]) -> None:
-    """Waits for what another process does, at most 20 s."""
-    async with asyncio.timeout(20):
-        while not is_true():  # noqa: ASYNC110 -- another process sets no event of ours
-            await asyncio.sleep(0.01)
-
-
 async def pid_in(path: Path) -> int:
     """The number that a process writes into a file, once it is there."""
-    await until(lambda: path.exists() and path.read_text() != "")
-    return int(path.read_text())
+    await until(lambda: text_in(path) != "", seconds=20)
+    return int(text_in(path))
+
+
+def text_in(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 # The good way.
@@ -162,7 +159,7 @@ succeed()
     assert isinstance(await run(tmp_path, body), Succeeded)
     assert time.monotonic() - started < 30
     grandchild = int(pid_file.read_text())
-    await until(lambda: not is_running(grandchild))
+    await until(lambda: not is_running(grandchild), seconds=20)
 
 
 # The child's own word.
