@@ -6,7 +6,7 @@ Read from the last sequence seen after every interruption, so nothing is missed 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -44,7 +44,7 @@ async def events(
     follow: bool,
     subjects: Sequence[str] | None = None,
     stop: asyncio.Event | None = None,
-) -> AsyncIterator[LoggedEvent]:
+) -> AsyncGenerator[LoggedEvent, None]:
     """The Battle Log's events in order; what is no event is logged and left out.
 
     Args:

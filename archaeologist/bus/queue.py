@@ -15,6 +15,7 @@ from archaeologist.bus.publisher import SubjectOccupied, publish
 from archaeologist.errors import BusUnavailable, TopologyMissing
 from contracts import subjects
 from contracts.messages import Job, JobType, Priority, encode
+from contracts.ulid import new_ulid
 
 CALL_SECONDS: Final = 5.0
 
@@ -47,8 +48,11 @@ class JobQueue:
             BusUnavailable: The connection is closed for good.
         """
         subject = subjects.job_subject(job.job_type, job.priority, job.job_key)
+        # An id of this call alone: one of the job's would make the server swallow a job that is queued again within the
+        # stream's duplicate window, and say that it was stored.
+        message_id = f"{job.job_key}:{new_ulid()}"
         try:
-            await publish(self._bus, subject, encode(job), message_id=f"{job.job_key}:{job.run}:{job.priority}")
+            await publish(self._bus, subject, encode(job), message_id=message_id)
         except SubjectOccupied:
             return False
         return True

@@ -11,7 +11,7 @@ consumer, which hangs when the server restarts.
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -115,7 +115,7 @@ class Records(Generic[T]):
                 log.warning("record does not decode", extra={"key": key, "reason": str(error)})
         return found
 
-    async def watch(self, key: str) -> AsyncIterator[T]:
+    async def watch(self, key: str) -> AsyncGenerator[T, None]:
         """The record, then each change seen; looked at every second, so it survives whatever the server does."""
         seen: int | None = None
         while True:

@@ -10,7 +10,7 @@ from archaeologist.bus.topology import ensure
 from archaeologist.settings import BusSettings, JobsSettings, Settings
 from tests.fixtures.servers import Server
 
-LEASE_SECONDS = 1.0
+LEASE_SECONDS = 0.6
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ async def test_durables_follow_the_settings(bus: Bus, settings: Settings) -> Non
             layer_drift=msgspec.structs.replace(settings.jobs.layer_drift, max_running_cluster=3),
         ),
     )
-    assert any("ack_wait is 1.0, it must be 7.0" in text for text in await differences(bus, shorter))
+    assert any("ack_wait is 0.6, it must be 7.0" in text for text in await differences(bus, shorter))
     updated = {change.name for change in await ensure(bus, shorter) if change.action == "updated"}
     assert len(updated) == 8
     assert await differences(bus, shorter) == []
