@@ -71,10 +71,21 @@ def is_one_line(text: str) -> bool:
     return text.count("\n") == 1 and text.endswith("\n")
 
 
+@pytest.fixture(scope="session")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The user's cache, one for all tests: compiling the kernels takes longer than everything else here."""
+    return tmp_path_factory.mktemp("caches")
+
+
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path: Path, caches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A root with one campaign of three checkpoints, each a little further."""
     root = tmp_path / "root"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
+    kernels = caches / "archaeologist"
+    kernels.mkdir(exist_ok=True)
+    (root / ".archaeologist").mkdir(parents=True)
+    (root / ".archaeologist" / "cache").symlink_to(kernels)
     tensors = qwen3_tensors(seed=1)
     for number, step in enumerate(STEPS):
         tensors = drifted(tensors, seed=number, relative=0.01)
@@ -127,9 +138,9 @@ async def test_analyze_without_output_writes_nothing_beside_the_checkpoint(root:
     assert sorted(root.rglob("*")) == before
 
 
-async def test_analyze_reads_a_checkpoint_outside_every_campaign(tmp_path: Path) -> None:
+async def test_analyze_reads_a_checkpoint_outside_every_campaign(root: Path, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "somewhere")
-    done = await cli("analyze", folder, "--no-activations", "--json", env=environment(tmp_path / "root"))
+    done = await cli("analyze", folder, "--no-activations", "--json", env=environment(root))
     stats = msgspec.json.decode(done.out, type=LayerStats)
     assert (stats.hero_id, stats.campaign_id, stats.checkpoint_step) == ("", "", 0)
 
