@@ -23,6 +23,7 @@ from contracts.records import JobRecord
 from tests.fixtures.checkpoints import drifted, qwen3_tensors, write_checkpoint
 from tests.fixtures.programs import Daemon
 from tests.fixtures.servers import Server, free_port
+from tests.fixtures.waiting import until
 
 STEPS = (100, 200, 300)
 BUS_CHECKS = {"bus", "streams", "clock", "pins"}
@@ -221,6 +222,24 @@ async def test_without_a_bus_a_command_ends_within_seconds_and_says_what_to_do(
     assert done.err.startswith("error: bus_unavailable: ")
     assert "archaeologist up" in done.err
     assert is_one_line(done.err)
+
+
+async def test_an_interrupted_analysis_exits_130_and_leaves_nothing(root: Path, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "archaeologist", "analyze", str(checkpoint(root, 100)), "--no-activations", "--json"),
+        env=environment(root, TMPDIR=str(scratch), NUMBA_DISABLE_JIT="1"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    # From its scratch folder on there is something to leave behind.
+    await until(lambda: any(scratch.iterdir()), seconds=60)
+    process.send_signal(signal.SIGINT)
+    out, err = await process.communicate()
+    assert (process.returncode, out, err) == (130, b"", b"")
+    assert list(scratch.iterdir()) == []
 
 
 async def test_the_parent_of_an_analysis_imports_neither_torch_nor_numba(root: Path) -> None:
