@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CLOSE_SECONDS: Final = 5.0
-RECONNECT_WAIT_SECONDS: Final = 1.0
+RECONNECT_WAIT_SECONDS: Final = 0.5
 RETRY_SECONDS: Final = 2.0
 RESET_SECONDS: Final = 0.1
 FLUSH_SECONDS: Final = 5

@@ -190,7 +190,7 @@ async def consume(
     try:
         while not stop.is_set():
             try:
-                received = await puller.take()
+                received = await puller.take(timeout_seconds=FETCH_SECONDS)
             except TopologyMissing as error:
                 log.warning("consumer missing", extra={"durable": durable, "reason": str(error)})
                 await _pause(stop, RETRY_SECONDS)

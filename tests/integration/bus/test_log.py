@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from archaeologist.bus import reading
 from archaeologist.bus.connection import Bus
 from archaeologist.bus.log import events, find_message
 from archaeologist.bus.publisher import publish
@@ -111,12 +112,15 @@ async def test_what_is_no_event_is_left_out(bus: Bus) -> None:
     assert await _read(bus) == [0, 1]
 
 
-async def test_a_follower_sees_what_was_and_at_once_what_comes(bus: Bus) -> None:
+async def test_a_follower_sees_what_was_and_what_comes_without_waiting_for_a_fetch_to_end(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "FETCH_SECONDS", 2.5)
     await _tell(bus, 0)
     follower = Follower(bus)
     await until(lambda: follower.numbers == [0])
     await _tell(bus, 1)
-    await until(lambda: follower.numbers == [0, 1], seconds=0.9)
+    await until(lambda: follower.numbers == [0, 1], seconds=2)
     await follower.end()
     assert await _consumers(bus) == 0
 
