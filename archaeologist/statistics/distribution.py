@@ -156,7 +156,8 @@ def _ordered(counts: Counts, dtype: str) -> tuple[Counts, Floats, int, int]:
     infinite = _FIRST_INFINITE[dtype]
     positive, negative = counts[:infinite], counts[_HALF : _HALF + infinite]
     magnitudes = _magnitudes(dtype)
-    above, below = np.flatnonzero(positive), np.flatnonzero(negative)[::-1]
+    # Of booleans: NumPy finds those that are set several times as fast as integers that are not 0.
+    above, below = np.flatnonzero(positive != 0), np.flatnonzero(negative != 0)[::-1]
     ordered = np.concatenate((negative[below], positive[above]))
     values = np.concatenate((-magnitudes[below], magnitudes[above])) + 0.0  # -0 becomes 0
     inf_count = int(counts[infinite] + counts[_HALF + infinite])

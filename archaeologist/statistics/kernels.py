@@ -115,24 +115,22 @@ def dig(target, reference, window, sums, counts, histogram, rows, columns, sketc
         _decode(piece, kind, x[:size])
         _count_bits(piece, kind, histogram)
         has_holes = _has_nonfinite(x[:size])
-        if other != ABSENT:
-            theirs = reference[first * other_width : (first + size) * other_width]
-            if kind == other and not has_holes and _is_equal(piece, theirs):
-                same = _squares(x[:size].view(np.float32))
-                sums[PAIR_SQUARES] += same
-                sums[REFERENCE_SQUARES] += same
-                sums[PRODUCTS] += same
-            else:
-                _decode(theirs, other, y[:size])
-                if kind != other:
-                    _make_comparable(x[:size])
-                    _make_comparable(y[:size])
-                _compare(x[:size], y[:size], z[:size], has_holes, sums, counts)
         if kind == F32:
             _add_moments(x[:size], z, sums, counts, has_holes)
+        start = window[START] + first
+        square = 0.0
+        if not has_holes:
+            square = _add_weights(x[:size].view(np.float32), start, window, sums, rows, columns, sketch)
+        if other != ABSENT:
+            theirs = reference[first * other_width : (first + size) * other_width]
+            _decode(theirs, other, y[:size])
+            if kind != other:
+                _make_comparable(x[:size])
+                _make_comparable(y[:size])
+            _compare(x[:size], y[:size], z[:size], has_holes, square, sums, counts)
         if has_holes:
             _fill_holes(x[:size])
-        _add_weights(x[:size].view(np.float32), window[START] + first, window, sums, rows, columns, sketch)
+            _add_weights(x[:size].view(np.float32), start, window, sums, rows, columns, sketch)
 
 
 # Bits.
@@ -190,18 +188,6 @@ def _has_nonfinite(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 
 @njit(nogil=True, cache=True)
-def _is_equal(a, b):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    full = a.size // 8 * 8
-    mine, theirs = a[:full].view(np.uint64), b[:full].view(np.uint64)
-    difference = np.uint64(0)
-    for i in range(mine.size):
-        difference |= mine[i] ^ theirs[i]
-    for i in range(full, a.size):
-        difference |= np.uint64(a[i] ^ b[i])
-    return difference == 0
-
-
-@njit(nogil=True, cache=True)
 def _make_comparable(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """One pattern for both zeros and one for all NaN, so that values of two dtypes differ when their bits do."""
     for i in range(x.size):
@@ -232,10 +218,16 @@ def take_counts(histogram, total):  # type: ignore[no-untyped-def]  # noqa: ANN0
 
 
 @njit(nogil=True, cache=True)
-def _compare(x, y, spare, has_holes, sums, counts):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - as for dig
-    """Adds a piece's drift. ``x`` is left as it is, ``y`` not."""
+def _compare(x, y, spare, has_holes, mine, sums, counts):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - as for dig
+    """Adds a piece's drift. ``mine`` is Σx² where ``x`` has no holes; ``x`` is left as it is, ``y`` not."""
     changed, flipped = _differences(x, y)
-    difference, mine, theirs, products, largest = _pair_sums(x.view(np.float32), y.view(np.float32))
+    if changed == 0 and not has_holes:
+        # A frozen piece: every sum over pairs is Σx².
+        sums[PAIR_SQUARES] += mine
+        sums[REFERENCE_SQUARES] += mine
+        sums[PRODUCTS] += mine
+        return
+    difference, theirs, products, largest = _pair_sums(x.view(np.float32), y.view(np.float32))
     # A sum over float32 squares overflows no float64: where it is not finite, a value is not.
     if has_holes or not np.isfinite(theirs):
         for i in range(x.size):
@@ -245,7 +237,8 @@ def _compare(x, y, spare, has_holes, sums, counts):  # type: ignore[no-untyped-d
                 counts[NONFINITE_PAIRS] += 1
         pairs = spare[: x.size]
         _, flipped = _differences(pairs, y)
-        difference, mine, theirs, products, largest = _pair_sums(pairs.view(np.float32), y.view(np.float32))
+        difference, theirs, products, largest = _pair_sums(pairs.view(np.float32), y.view(np.float32))
+        mine = _squares(pairs.view(np.float32))
     counts[CHANGED] += changed
     counts[SIGN_FLIPS] += flipped
     sums[DIFFERENCE] += difference
@@ -271,17 +264,16 @@ def _differences(x, y):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 @njit(nogil=True, cache=True, fastmath=_REORDERED)
 def _pair_sums(x, y):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Σ(x-y)², Σx², Σy², Σxy, max|x-y| of finite values. The last through its bits, which order like the value."""
-    difference, mine, theirs, products, largest = 0.0, 0.0, 0.0, 0.0, np.int64(0)
+    """Σ(x-y)², Σy², Σxy, max|x-y| of finite values. The last through its bits, which order like the value."""
+    difference, theirs, products, largest = 0.0, 0.0, 0.0, np.int64(0)
     for i in range(x.size):
         a, b = np.float64(x[i]), np.float64(y[i])
         d = a - b
         difference += d * d
-        mine += a * a
         theirs += b * b
         products += a * b
         largest = max(largest, _bits(abs(d)))  # type: ignore[call-arg]
-    return difference, mine, theirs, products, np.array([largest]).view(np.float64)[0]
+    return difference, theirs, products, np.array([largest]).view(np.float64)[0]
 
 
 # Weights.
@@ -307,30 +299,33 @@ def _squares_into(values, columns):  # type: ignore[no-untyped-def]  # noqa: ANN
 
 @njit(nogil=True, cache=True)
 def _add_weights(values, start, window, sums, rows, columns, sketch):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Adds a piece's Σx² and its part of the sketch."""
+    """A piece's Σx², once it and the piece's part of the sketch are added."""
     if window[COLUMNS] > 0:
-        _add_matrix(values, start, window, sums, rows, columns)
+        square = _add_matrix(values, start, window, rows, columns)
     else:
-        sums[SQUARES] += _squares(values)
+        square = _squares(values)
+    sums[SQUARES] += square
     if window[SKETCHED] == WHOLE:
         for i in range(values.size):
             sketch[start + i] = values[i]
     elif window[SKETCHED] == PROJECTED:
         _project(values, np.uint64(window[KEY]) + np.uint64(start // PIECE), sketch)
+    return square
 
 
 @njit(nogil=True, cache=True)
-def _add_matrix(values, start, window, sums, rows, columns):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - as for dig
-    """Adds Σx² to the rows and columns that a piece touches, and to the tensor's."""
+def _add_matrix(values, start, window, rows, columns):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - as for dig
+    """A piece's Σx², once it is added to the rows and columns that the piece touches."""
     length = window[COLUMNS]
-    done = 0
+    done, total = 0, 0.0
     while done < values.size:
         row, column = divmod(start + done, length)
         run = min(values.size - done, length - column)
         square = _squares_into(values[done : done + run], columns[column : column + run])
         rows[row - window[FIRST_ROW]] += square
-        sums[SQUARES] += square
+        total += square
         done += run
+    return total
 
 
 @njit(nogil=True, cache=True)
