@@ -13,6 +13,7 @@ import msgspec
 import nkeys
 import pytest
 
+from archaeologist.bus import connection
 from archaeologist.bus.connection import Bus, connect, connected, publish_core, shown_address, subscribe_core
 from archaeologist.errors import BusUnavailable, SettingInvalid
 from archaeologist.settings import BusSettings
@@ -37,7 +38,10 @@ async def test_nobody_at_the_address_is_told_within_the_time_limit_with_the_reme
             await connect(BusSettings(url=url, connect_timeout_seconds=0.5), name="test")
 
 
-async def test_a_waiting_connection_succeeds_once_the_server_is_there(tmp_path: Path) -> None:
+async def test_a_waiting_connection_succeeds_once_the_server_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "RETRY_SECONDS", 0.2)
     server = Server(tmp_path / "late")
     settings = BusSettings(url=server.url, connect_timeout_seconds=0.3)
     waiting = asyncio.create_task(connect(settings, name="test", wait=True))

@@ -148,7 +148,8 @@ async def test_messages_are_handled_in_order_and_a_new_one_ends_a_fetch(
     assert handled.bodies == [*map(str, range(20)), "late"]
 
 
-async def test_the_loop_goes_on_with_the_others_when_handling_fails(bus: Bus) -> None:
+async def test_the_loop_goes_on_with_the_others_when_handling_fails(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumer, "PUT_OFF_SECONDS", 0.3)
     handled = Handled()
     failures = {"broken": RuntimeError("a defect"), "not now": TemporaryError("no memory")}
 
