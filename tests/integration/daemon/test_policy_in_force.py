@@ -1,0 +1,190 @@
+"""The policy on a real bus: every Nth, level-ups, references, path mapping; and what the sweep puts right."""
+
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from msgspec.structs import replace
+
+from archaeologist.checkpoints import pins
+from archaeologist.daemon import lifecycle, reconciliation
+from archaeologist.daemon.admission import Admission
+from archaeologist.daemon.completion import Completion
+from archaeologist.daemon.reconciliation import Reconciliation
+from archaeologist.settings import BestReference, PathMapping, PinSettings, PolicySettings
+from contracts.messages import AnalysisRequested, CampaignId, HeroId, RequestId
+from contracts.records import JobRecord, RequestRecord
+from tests.fixtures.checkpoints import write_checkpoint
+from tests.integration.daemon.house import CAMPAIGN, HERO, House, opened, with_quick_children
+
+
+@pytest_asyncio.fixture
+async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
+    with_quick_children(monkeypatch)
+    async with opened(tmp_path) as found:
+        yield found
+
+
+def under(house: House, policy: PolicySettings) -> None:
+    house.settings = replace(house.settings, policy=policy)
+
+
+async def announced(house: House, step: int, **fields: object) -> tuple[RequestRecord, JobRecord | None]:
+    """What became of a checkpoint that was saved and announced."""
+    await house.say("checkpoint.saved", checkpoint_path=f"checkpoint-{step}", request_id=f"s{step}", **fields)
+    return await house.until_ended(f"s{step}")
+
+
+async def test_every_third_checkpoint_is_analysed_and_the_others_are_skipped_with_the_reason(house: House) -> None:
+    under(house, PolicySettings(every=3))
+    for step in (10, 20, 30, 40):
+        house.save(step)
+    async with house.daemon():
+        states = [(await announced(house, step))[0] for step in (10, 20, 30, 40)]
+    assert [request.state for request in states] == ["accepted", "skipped", "skipped", "accepted"]
+    assert states[1].reason is not None
+    assert "every 3" in states[1].reason
+    assert sorted(path.name for path in house.folder.pins.iterdir() if "20-" in path.name) == []
+
+
+async def test_an_unwanted_checkpoint_may_be_gone_by_the_time_it_is_heard_of(house: House) -> None:
+    under(house, PolicySettings(every=3))
+    house.save(10)
+    async with house.daemon():
+        await announced(house, 10)
+        request, _ = await announced(house, 20)
+    assert request.state == "skipped"
+    assert [event.type for event in await house.log() if event.type == "analysis.failed"] == []
+
+
+async def test_a_skill_that_levels_up_has_its_checkpoint_analysed(house: House) -> None:
+    under(house, PolicySettings(every=100))
+    for step in (10, 20):
+        house.save(step)
+    async with house.daemon():
+        await announced(house, 10, skills={"BIN": 0.15})
+        await announced(house, 20)
+        await house.say("skill.evaluated", checkpoint_step=20, skill="BIN", score=0.42, request_id="up")
+        request, job = await house.until_ended("up")
+        await house.say("skill.evaluated", checkpoint_step=20, skill="BIN", score=0.45, request_id="same")
+        again, same = await house.until_ended("same")
+    assert request.state == "accepted"
+    assert job is not None
+    assert (job.job.target.step, job.job.priority) == (20, "low")
+    assert job.job.reference is not None
+    assert again.state == "accepted"
+    assert same is not None
+    assert same.job.job_key == job.job.job_key
+
+
+async def test_the_reference_is_the_best_the_base_or_none_as_the_settings_say(house: House, tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "elsewhere" / "base", seed=0)
+    under(house, PolicySettings(every=1, reference="best", best=BestReference(metric="eval_loss"), base=str(base)))
+    for step, loss in ((10, 3.0), (20, 1.0), (30, 2.0), (40, 2.0)):
+        house.save(step)
+        async with house.daemon():
+            _, job = await announced(house, step, metrics={"eval_loss": loss})
+        assert job is not None
+        assert job.job.reference is None if step == 10 else job.job.reference is not None
+    async with house.daemon():
+        _, last = await house.until_ended("s40")
+        for which in ("base", "none"):
+            await house.request(which, checkpoint_step=40, reference=which)
+        _, against_base = await house.until_ended("base")
+        _, alone = await house.until_ended("none")
+    assert last is not None
+    assert last.job.reference is not None
+    assert last.job.reference.step == 20
+    assert against_base is not None
+    assert against_base.job.reference is not None
+    assert against_base.job.reference.path == str(base)
+    assert alone is not None
+    assert alone.job.reference is None
+
+
+async def test_a_reference_that_the_policy_chose_and_that_is_gone_is_left_out_and_said(house: House) -> None:
+    house.settings = replace(house.settings, pins=PinSettings(enabled=False))
+    job: JobRecord | None = None
+    async with house.daemon():
+        for step in (10, 20):
+            folder = house.save(step)
+            _, job = await announced(house, step)
+            for file in folder.iterdir():
+                file.unlink()
+            folder.rmdir()
+    assert job is not None
+    assert job.job.reference is None
+    assert job.warnings == ("no drift: checkpoint 10 is gone and was not pinned",)
+
+
+async def test_a_trainers_own_path_is_mapped_to_this_machines(house: House) -> None:
+    house.settings = replace(house.settings, paths=(PathMapping(source="/scratch/run", to=str(house.folder.path)),))
+    house.save(10)
+    async with house.daemon():
+        path = "/scratch/run/checkpoints/checkpoint-10"
+        await house.say("checkpoint.saved", checkpoint_path=path, request_id="r")
+        _, job = await house.until_ended("r")
+    assert job is not None
+    assert job.job.target.path == str(house.folder.checkpoints / "checkpoint-10")
+
+
+async def test_the_sweep_queues_what_lost_its_message_and_announces_what_lost_its_event(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciliation, "SETTLED_AFTER", timedelta())
+    house.save(10)
+    house.save(20)
+    waiting, ended = await admitted(house, 10), await admitted(house, 20)
+    for record in (waiting, ended):
+        await house.books.queue.remove(record.job.job_type, record.job.priority, record.job.job_key)
+    now = datetime.now(UTC)
+    await house.books.jobs.change(
+        ended.job.job_key, lambda record: lifecycle.cancelled(record, by="ann", now=now) if record else None
+    )
+    await Reconciliation(house.books, Completion(house.bus, house.books, house.settings), house.settings).sweep()
+    assert [key for _, _, key in await house.books.queue.subjects()] == [waiting.job.job_key]
+    assert [event.type for event in await house.log()] == ["analysis.cancelled"]
+
+
+async def test_the_sweep_keeps_the_pins_of_waiting_jobs_and_of_the_next_reference(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (10, 20, 30):
+        house.save(step)
+    async with house.daemon():
+        for step in (10, 20):
+            await announced(house, step)
+    waiting = await admitted(house, 30)
+    assert len(pins.listed(house.folder.pins)) == 3
+    monkeypatch.setattr(reconciliation, "SPARED_SECONDS", 0.0)
+    sweep = Reconciliation(house.books, Completion(house.bus, house.books, house.settings), house.settings).sweep
+    await sweep()
+    assert waiting.job.reference is not None
+    needed = {Path(side.read_path).name for side in (waiting.job.target, waiting.job.reference)}
+    assert set(pins.listed(house.folder.pins)) == needed
+    async with house.daemon():
+        await house.until_queue_is_empty()
+    await sweep()
+    assert set(pins.listed(house.folder.pins)) == {Path(waiting.job.target.read_path).name}
+
+
+async def test_a_message_that_is_no_job_on_the_queue_is_buried_and_the_loop_goes_on(house: House) -> None:
+    house.save(10)
+    async with house.daemon():
+        await house.say_raw("archaeologist.jobs.layer_stats.high.x", json.dumps({"not": "a job"}).encode())
+        failed = await house.until_event(lambda event: event.type == "analysis.failed")
+        await house.request("r", checkpoint_step=10)
+        _, job = await house.until_ended("r")
+    assert failed.data["error"]["code"] == "message_invalid"
+    assert job is not None
+    assert job.state == "done"
+
+
+async def admitted(house: House, step: int) -> JobRecord:
+    """A job on the queue, with no daemon about."""
+    request = AnalysisRequested(hero_id=HeroId(HERO), campaign_id=CampaignId(CAMPAIGN), checkpoint_step=step)
+    admission = Admission(house.books, house.settings)
+    return await admission.admit(request, request_id=RequestId(f"r{step}"), received={})
