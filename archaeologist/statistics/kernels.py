@@ -300,10 +300,8 @@ def _squares_into(values, columns):  # type: ignore[no-untyped-def]  # noqa: ANN
 @njit(nogil=True, cache=True)
 def _add_weights(values, start, window, sums, rows, columns, sketch):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """A piece's Σx², once it and the piece's part of the sketch are added."""
-    if window[COLUMNS] > 0:
-        square = _add_matrix(values, start, window, rows, columns)
-    else:
-        square = _squares(values)
+    is_matrix = window[COLUMNS] > 0
+    square = _add_matrix(values, start, window, rows, columns) if is_matrix else _squares(values)
     sums[SQUARES] += square
     if window[SKETCHED] == WHOLE:
         for i in range(values.size):
