@@ -5,14 +5,11 @@ own.
 """
 
 import asyncio
-import contextlib
-import ctypes
 import fcntl
 import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import sys
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import IO, Final
 from urllib.parse import quote
 
 from archaeologist.errors import BusUnavailable
+from archaeologist.processes import dying_with_parent, end
 
 DEFAULT_PORT: Final = 4222
 START_SECONDS: Final = 10.0
@@ -29,7 +27,6 @@ LOCK_SECONDS: Final = 3.0
 """A server whose parent was killed holds its store for a moment longer."""
 LOG_BYTES: Final = 8 * 1024 * 1024
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
-PR_SET_PDEATHSIG: Final = 1
 
 
 class EmbeddedServer:
@@ -91,14 +88,7 @@ class EmbeddedServer:
 
     async def stop(self) -> None:
         """SIGTERM, and SIGKILL if that is not enough."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
-        try:
-            await asyncio.wait_for(self._process.wait(), timeout=STOP_SECONDS)
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+        await end(self._process, seconds=STOP_SECONDS)
 
     async def _until_ready(self, store: Path) -> None:
         try:
@@ -243,15 +233,6 @@ def _write_private(path: Path, text: str) -> None:
 
 
 async def _spawn(binary: str, config: Path, store: Path, *, lock: IO[str]) -> asyncio.subprocess.Process:
-    libc = ctypes.CDLL(None, use_errno=True)
-    parent = os.getpid()
-
-    def die_with_parent() -> None:
-        # Runs in the child before exec: a killed parent must not leave a server behind.
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(1)
-
     with (store / "server.log").open("ab") as output:
         return await asyncio.create_subprocess_exec(
             binary,
@@ -262,7 +243,7 @@ async def _spawn(binary: str, config: Path, store: Path, *, lock: IO[str]) -> as
             stderr=output,
             start_new_session=True,
             pass_fds=(lock.fileno(),),
-            preexec_fn=die_with_parent,
+            preexec_fn=dying_with_parent(),
         )
 
 

@@ -18,6 +18,7 @@ from archaeologist.bus.log import find_message
 from archaeologist.bus.publisher import publish
 from archaeologist.daemon import announcements, lifecycle, policy
 from archaeologist.daemon.books import Books, campaign_key
+from archaeologist.daemon.dead_letters import Origin, bury
 from archaeologist.settings import Settings
 from contracts import subjects
 from contracts.messages import EventError, Job, encode
@@ -125,21 +126,11 @@ class Completion:
         return (await publish(self._bus, event.type, encode(event), message_id=message_id)).sequence
 
     async def _bury(self, record: JobRecord) -> None:
+        job = record.job
+        origin = Origin(subjects.job_subject(job.job_type, job.priority, job.job_key), subjects.JOBS, record.token or 0)
         error = record.error or EventError(code="internal_error", message="no reason recorded")
-        headers = {
-            subjects.DEAD_SUBJECT: subjects.job_subject(record.job.job_type, record.job.priority, record.job.job_key),
-            subjects.DEAD_STREAM: subjects.JOBS,
-            subjects.DEAD_SEQUENCE: str(record.token or 0),
-            subjects.DEAD_CODE: error.code,
-            subjects.DEAD_REASON: " ".join(error.message.split())[:1000].encode("ascii", "replace").decode(),
-        }
-        await publish(
-            self._bus,
-            subjects.dead_subject(error.code),
-            encode(record.job),
-            message_id=f"{announcements.message_id(record)}:dead",
-            headers=headers,
-        )
+        message_id = f"{announcements.message_id(record)}:dead"
+        await bury(self._bus, encode(job), origin=origin, error=error, message_id=message_id)
 
 
 def _worker_of(record: JobRecord) -> str | None:

@@ -21,7 +21,7 @@ from archaeologist.bus.queue import PRIORITIES
 from archaeologist.daemon import announcements, lifecycle
 from archaeologist.daemon.books import Books
 from archaeologist.daemon.completion import Completion
-from archaeologist.daemon.intake import bury
+from archaeologist.daemon.dead_letters import Origin, bury
 from archaeologist.daemon.lifecycle import Claim, Standing
 from archaeologist.daemon.run import Run, Runner, acknowledge
 from archaeologist.errors import BusUnavailable, TemporaryError, WorkerLost
@@ -166,7 +166,9 @@ class Executor:
             msg = f"queue message {received.subject!r} is not a job ({error}); only the daemon publishes there"
             reason = EventError(code="message_invalid", message=msg)
             request_id = RequestId(f"{received.stream}-{received.sequence}")
-            await bury(self._bus, received, reason, message_id=f"{request_id}:dead")
+            await bury(
+                self._bus, received.data, origin=Origin.of(received), error=reason, message_id=f"{request_id}:dead"
+            )
             event = announcements.refused(reason, request_id=request_id, body=received.data, now=datetime.now(UTC))
             await publish(self._bus, event.type, encode(event), message_id=f"{request_id}:refused")
             await received.term(reason.code)

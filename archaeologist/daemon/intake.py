@@ -18,12 +18,12 @@ from archaeologist.bus.publisher import publish
 from archaeologist.daemon import announcements, policy
 from archaeologist.daemon.admission import Admission
 from archaeologist.daemon.books import Books, campaign_key
+from archaeologist.daemon.dead_letters import Origin, bury
 from archaeologist.daemon.decoding import Message, decode, request_id_of
 from archaeologist.daemon.lifecycle import stamp
 from archaeologist.daemon.locating import resolve
 from archaeologist.errors import ArchaeologistError, InternalError, PermanentError, RequestIdReused
 from archaeologist.settings import Settings
-from contracts import subjects
 from contracts.messages import AnalysisRequested, CheckpointSaved, EventError, RequestId, SkillEvaluated, encode
 from contracts.records import CampaignRecord, JobRecord, RequestRecord, SeenCheckpoint
 from contracts.ulid import ulid_from
@@ -191,7 +191,7 @@ class Intake:
             request_id = _id_from(received)
         reason = EventError(code=error.code, message=str(error))
         event = announcements.refused(reason, request_id=request_id, body=received.data, now=datetime.now(UTC))
-        await bury(self._bus, received, reason, message_id=f"{request_id}:dead")
+        await bury(self._bus, received.data, origin=Origin.of(received), error=reason, message_id=f"{request_id}:dead")
         await publish(self._bus, event.type, encode(event), message_id=f"{request_id}:refused")
         outcome = RequestRecord(
             request_id=request_id,
@@ -203,18 +203,6 @@ class Intake:
         await self._books.requests.create(request_id, outcome)
         await log.awarning("refused", request_id=request_id, code=error.code, reason=str(error))
         await received.term(error.code)
-
-
-async def bury(bus: Bus, received: Received, error: EventError, *, message_id: str) -> None:
-    """The dead letter of a message: its body, and in the headers where it came from and what was wrong."""
-    headers = {
-        subjects.DEAD_SUBJECT: received.subject,
-        subjects.DEAD_STREAM: received.stream,
-        subjects.DEAD_SEQUENCE: str(received.sequence),
-        subjects.DEAD_CODE: error.code,
-        subjects.DEAD_REASON: " ".join(error.message.split())[:1000].encode("ascii", "replace").decode(),
-    }
-    await publish(bus, subjects.dead_subject(error.code), received.data, message_id=message_id, headers=headers)
 
 
 def _id_from(received: Received) -> RequestId:

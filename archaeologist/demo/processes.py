@@ -1,22 +1,18 @@
 """The demo's processes: started with a log of their own, stopped for certain, their last words at hand."""
 
 import asyncio
-import contextlib
-import ctypes
-import os
-import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn, Self
 
 from archaeologist.errors import PermanentError
+from archaeologist.processes import dying_with_parent, end
 
 STOP_SECONDS: Final = 15.0
 TAIL_LINES: Final = 15
 TAIL_BYTES: Final = 16_384
 MAX_LINE_BYTES: Final = 1 << 20
-PR_SET_PDEATHSIG: Final = 1
 
 
 class DemoFailed(PermanentError):
@@ -68,7 +64,7 @@ class Program:
                 limit=MAX_LINE_BYTES,
                 # Ctrl-C in the terminal is ours to handle: we stop them in order.
                 start_new_session=True,
-                preexec_fn=_dying_with_parent(),
+                preexec_fn=dying_with_parent(),
             )
         return cls(name, process, log_path)
 
@@ -89,14 +85,7 @@ class Program:
 
     async def stop(self) -> None:
         """SIGTERM, and SIGKILL if that is not enough."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
-        try:
-            await asyncio.wait_for(self._process.wait(), timeout=STOP_SECONDS)
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+        await end(self._process, seconds=STOP_SECONDS)
 
     def fail(self, what: str, *, code: int | None = None, limit_seconds: float | None = None) -> NoReturn:
         """Raises the error that says what happened and how the log ends."""
@@ -115,16 +104,3 @@ def tail(path: Path) -> str:
     except OSError as error:
         return f"(unreadable: {error.strerror})"
     return "\n".join(f"  {line}" for line in lines[-TAIL_LINES:]) or "  (nothing)"
-
-
-def _dying_with_parent() -> Callable[[], None]:
-    """Runs in the child before exec: a demo that is killed must leave nothing behind."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    parent = os.getpid()
-
-    def die_with_parent() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return die_with_parent
