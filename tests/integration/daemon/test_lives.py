@@ -196,6 +196,22 @@ async def test_a_failed_child_is_one_failed_event_and_final(house: House, monkey
     assert [event.type for event in await house.log()] == ["analysis.started", "analysis.failed"]
 
 
+async def test_an_artifact_that_cannot_be_written_fails_the_job_and_leaves_nothing(house: House) -> None:
+    house.save(100)
+    house.folder.analysis.mkdir(parents=True)
+    (house.folder.analysis / "layer_stats").write_text("a file where the folder should be")
+    async with house.daemon():
+        await house.request("r", checkpoint_step=100)
+        _, job = await house.until_ended("r")
+        (house.folder.analysis / "layer_stats").unlink()
+        await house.request("again", checkpoint_step=100, force=True)
+        await house.until_event(of("again", "completed"))
+    assert job is not None
+    assert job.error is not None
+    assert job.error.code == "artifact_unwritable"
+    assert left_over(house) == []
+
+
 async def test_a_killed_child_fails_with_the_signal_in_its_message(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
