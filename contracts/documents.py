@@ -66,7 +66,7 @@ EXAMPLES: Final[dict[str, JsonObject]] = {
     },
     subjects.ANALYSIS_COMPLETED: {
         "type": subjects.ANALYSIS_COMPLETED,
-        "message": "Layer stats for checkpoint 183000: most changed model.layers.3",
+        "message": "Analysis complete for checkpoint 183000 (most changed: model.layers.3)",
         "severity": "success",
         "source": "archaeologist",
         "data": {
@@ -85,12 +85,17 @@ EXAMPLES: Final[dict[str, JsonObject]] = {
     },
     subjects.ANALYSIS_FAILED: {
         "type": subjects.ANALYSIS_FAILED,
-        "message": "Refused: checkpoint_path '/etc' lies under none of the allowed roots",
+        "message": "Request refused: path '/etc' lies outside the allowed roots '/data'; move it there or name its"
+        " folder in the setting 'allowed'",
         "severity": "error",
         "source": "archaeologist",
         "data": {
             "job_id": "01JDBG3Q4Y9B6V0ZC6T4E5R2MN",
-            "error": {"code": "path_outside_root", "message": "path '/etc' lies under none of the allowed roots"},
+            "error": {
+                "code": "path_outside_root",
+                "message": "path '/etc' lies outside the allowed roots '/data'; move it there or name its folder in the"
+                " setting 'allowed'",
+            },
             "request": {"hero_id": "qwen3-tiny", "campaign_id": "binary-1", "checkpoint_path": "/etc"},
         },
         "id": "01JDBG4X0V3W8M2K7H5N1S9TPQ",
