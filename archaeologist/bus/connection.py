@@ -20,6 +20,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from archaeologist import tasks
 from archaeologist.errors import BusUnavailable, SettingInvalid
 from archaeologist.settings import BusSettings
 
@@ -69,6 +70,12 @@ class Bus:
         return self._complaint[1]
 
     @property
+    def refusal(self) -> str | None:
+        """Why the server did not let us in; what broke off afterwards does not explain it."""
+        is_told = self._refused.done() and not self._refused.cancelled()
+        return self._refused.result() if is_told else None
+
+    @property
     def reconnects(self) -> int:
         """How often the connection was lost and made again."""
         return int(self.client.stats["reconnects"])
@@ -113,8 +120,7 @@ class Bus:
             await connecting
             self._is_established = True
         finally:
-            connecting.cancel()
-            self._refused.cancel()
+            await tasks.end(connecting, self._refused)
 
     def _callbacks(self) -> dict[str, Any]:
         return {
@@ -247,8 +253,8 @@ async def _connect_once(settings: BusSettings, *, name: str) -> Bus:
             await bus.close()
             if not isinstance(error, (nats.errors.Error, OSError, TimeoutError, ValueError)):
                 raise
-            reason = bus.last_error or str(error) or type(error).__name__
-            if not isinstance(error, ConnectionResetError):
+            reason = bus.refusal or bus.last_error or str(error) or type(error).__name__
+            if bus.refusal or not isinstance(error, ConnectionResetError):
                 break
             # A server that refuses the credentials may hang up before its reason was read: the next try may hear it.
             await asyncio.sleep(RESET_SECONDS)

@@ -242,6 +242,7 @@ async def _ask(bodies: dict[str, bytes], settings: "Settings", *, wait: bool, as
 
 
 async def _follow(bus: "Bus", request_id: str, *, as_json: bool) -> Ending:
+    from archaeologist import tasks
     from archaeologist.cli.console import progress_bar
 
     with progress_bar(request_id) as show:
@@ -249,8 +250,7 @@ async def _follow(bus: "Bus", request_id: str, *, as_json: bool) -> Ending:
         try:
             ending = await _until_end(bus, request_id)
         finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            await tasks.end(watching)
     _tell(ending, as_json=as_json)
     return ending
 

@@ -1,7 +1,6 @@
 """``daemon`` and ``up``: the programs that stay."""
 
 import asyncio
-import contextlib
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -63,6 +62,7 @@ async def _up(settings: "Settings", *, port: int | None, listen: str) -> None:
 
 async def _serve(settings: "Settings", server: "EmbeddedServer", store: Path) -> None:
     """The daemon, until it is told to stop or its server dies."""
+    from archaeologist import tasks
     from archaeologist.daemon import service
     from archaeologist.errors import BusUnavailable
 
@@ -73,9 +73,7 @@ async def _serve(settings: "Settings", server: "EmbeddedServer", store: Path) ->
         await service.run(settings, stop=stop)
     finally:
         is_dead = server_ends.done()
-        server_ends.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await server_ends
+        await tasks.end(server_ends)
     if is_dead:
         msg = f"the embedded nats-server ended by itself; its log is {str(store / 'server.log')!r}, start `up` again"
         raise BusUnavailable(msg)

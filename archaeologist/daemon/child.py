@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from archaeologist import tasks
 from archaeologist.errors import ArtifactUnwritable, JobCrashed, JobTimedOut
 from contracts.messages import ChildLine, EventError, Excavation, Failed, Progress, Succeeded, encode
 
@@ -92,9 +93,7 @@ async def run_child(
             child.signal(signal.SIGKILL)  # what it may have started itself and left in its group
             _, late = await asyncio.wait({following, listening}, timeout=DRAIN_SECONDS)
         finally:
-            following.cancel()
-            listening.cancel()
-            await asyncio.gather(following, listening, return_exceptions=True)
+            await tasks.end(following, listening)
         if late:
             await log.awarning("a process outside the child's group holds its pipes", pid=child.pid)
         if not following.cancelled():

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 import structlog
 
+from archaeologist import tasks
 from archaeologist.bus.connection import Bus
 from archaeologist.bus.consumer import Received
 from archaeologist.bus.publisher import publish
@@ -87,9 +88,7 @@ class Runner:
         except ArtifactUnwritable as error:
             return Failed(error=EventError(code=error.code, message=str(error)))
         finally:
-            for task in companions:
-                task.cancel()
-            await asyncio.gather(*companions, return_exceptions=True)
+            await tasks.end(*companions)
 
     async def _run_child(self, run: Run) -> Succeeded | Failed | Stopped:
         job, worker = run.record.job, self._settings.worker

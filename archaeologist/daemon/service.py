@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import structlog
 
+from archaeologist import tasks
 from archaeologist.bus.connection import Bus, connected, subscribe_core
 from archaeologist.bus.consumer import consume
 from archaeologist.bus.topology import ensure
@@ -63,13 +64,18 @@ async def _serve(bus: Bus, settings: Settings, stop: asyncio.Event) -> None:
     async def listen(stream: str, durable: str) -> None:
         await consume(bus, stream, durable, intake.handle, stop=stop, ensure=lambda: ensure(bus, settings))
 
+    duties = (
+        listen(subjects.CHECKPOINTS, subjects.INTAKE_CHECKPOINTS),
+        listen(subjects.REQUESTS, subjects.INTAKE_REQUESTS),
+        work(),
+        _sweep(reconciliation, stop),
+        _end_with(bus, done),
+        watch(lambda: executor.ticked_at, done),
+    )
     async with asyncio.TaskGroup() as group:
-        group.create_task(listen(subjects.CHECKPOINTS, subjects.INTAKE_CHECKPOINTS))
-        group.create_task(listen(subjects.REQUESTS, subjects.INTAKE_REQUESTS))
-        group.create_task(work())
-        group.create_task(_sweep(reconciliation, stop))
-        group.create_task(_end_with(bus, done))
-        group.create_task(watch(lambda: executor.ticked_at, done))
+        for duty in duties:
+            # The group cancels the others when one fails, but only once, and that can get lost (see tasks.end).
+            group.create_task(duty).add_done_callback(lambda _: stop.set())
         notify("READY=1")
         await log.ainfo("ready", worker=settings.worker.name, root=str(settings.root_path))
 
@@ -123,9 +129,7 @@ async def _until(stop: asyncio.Event, settings: Settings) -> AsyncIterator[Bus |
         if connecting.done():
             yield connecting.result()
             return
-        connecting.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await connecting
+        await tasks.end(connecting)
         yield None
 
 

@@ -23,6 +23,7 @@ from msgspec import Struct
 from rich.console import Console
 from rich.text import Text
 
+from archaeologist import tasks
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.bus.connection import Bus, connected
 from archaeologist.bus.log import events
@@ -213,14 +214,14 @@ async def _train_and_follow(plan: Plan, bus: Bus, environment: dict[str, str], c
     following = asyncio.create_task(_follow(plan, bus, console))
     try:
         await _train(plan, environment, console)
-        async with asyncio.timeout(ANALYSIS_SECONDS):
+        ended, _ = await asyncio.wait({following}, timeout=ANALYSIS_SECONDS)
+        if ended:
             await following
-    except TimeoutError:
-        # What is missing is said by the check of what was found.
-        console.print(f"no end of the analyses within {ANALYSIS_SECONDS:g} s after training", style="yellow")
+        else:
+            # What is missing is said by the check of what was found.
+            console.print(f"no end of the analyses within {ANALYSIS_SECONDS:g} s after training", style="yellow")
     finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+        await tasks.end(following)
 
 
 async def _train(plan: Plan, environment: dict[str, str], console: Console) -> None:
