@@ -254,7 +254,7 @@ class LayerStats(Struct, frozen=True, kw_only=True):
     worker: str | None = None
     versions: Versions
     timings: dict[str, float] = {}
-    """Seconds by stage."""
+    """Seconds by stage: load (the compiled code), open, walk."""
 
 
 class BlockDrift(Struct, frozen=True, kw_only=True):

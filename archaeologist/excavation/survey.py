@@ -25,6 +25,7 @@ from archaeologist.errors import CheckpointChanged, CheckpointError, NothingComp
 from archaeologist.excavation.plan import Plan, Ties, find_ties, plan_walk
 from archaeologist.excavation.sketch_file import SketchFile
 from archaeologist.excavation.walk import BlockResult, OnProgress, ReferenceUnreadableError, Walk
+from archaeologist.statistics import kernels
 from archaeologist.statistics.drift import PairSums, block_drift, global_drift, together
 from archaeologist.statistics.sketch import SketchHeader
 from archaeologist.statistics.weights import block_weights, global_weights, growth_of
@@ -94,6 +95,8 @@ def survey(excavation: Excavation, on_progress: OnProgress, *, is_reference_need
 
 def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgress) -> Survey:
     started = time.perf_counter()
+    kernels.load()
+    loaded = time.perf_counter()
     with contextlib.ExitStack() as files:
         target = _open(excavation.job.target, files, excavation)
         theirs = _open_reference(reference, files, excavation) if reference else None
@@ -119,7 +122,11 @@ def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgr
         found,
         has_sketch=excavation.sketch_path is not None,
         warnings=_warnings(found),
-        timings={"open": round(opened - started, 6), "walk": round(walked - opened, 6)},
+        timings={
+            "load": round(loaded - started, 6),
+            "open": round(opened - loaded, 6),
+            "walk": round(walked - opened, 6),
+        },
     )
 
 

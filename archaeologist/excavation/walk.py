@@ -26,8 +26,8 @@ from contracts.messages import Progress
 
 Bytes = npt.NDArray[np.uint8]
 
-READ: Final = 1 << 18
-"""Values read at a time. A multiple of the kernel's piece; both sides' bytes stay in the second-level cache."""
+READ: Final = 1 << 19
+"""Values read at a time. A multiple of the kernel's piece; with fewer the threads wait more for the interpreter."""
 MAX_THREADS: Final = 16
 """When the number is not given: more threads than this wait for memory, and each holds buffers."""
 PROGRESS_SECONDS: Final = 0.5

@@ -133,6 +133,16 @@ def dig(target, reference, window, sums, counts, histogram, rows, columns, sketc
             _add_weights(x[:size].view(np.float32), start, window, sums, rows, columns, sketch)
 
 
+def load() -> None:
+    """Takes the compiled code from the cache, or compiles it, which takes seconds; without this the first calls do."""
+    sums, counts = np.zeros(SUMS_SIZE), np.zeros(COUNTS_SIZE, np.int64)
+    histogram = np.zeros((SUB_HISTOGRAMS, BINS), np.uint32)
+    nothing, none = np.zeros(0, np.uint8), np.zeros(0)
+    dig(nothing, nothing, np.zeros(WINDOW_SIZE, np.int64), sums, counts, histogram, none, none, none)
+    take_counts(histogram, np.zeros(BINS, np.int64))
+    merge_moments(1, sums, 1, 0.0, 0.0, 0.0, 0.0)
+
+
 # Bits.
 
 
