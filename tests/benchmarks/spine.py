@@ -216,7 +216,8 @@ def theirs(target: Path, reference: Path) -> dict[str, float]:
     started = time.perf_counter()
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     process_seconds = time.perf_counter() - started
-    return json.loads(output.splitlines()[-1]) | {"process": process_seconds}
+    found = msgspec.json.decode(output.splitlines()[-1], type=dict[str, float])
+    return found | {"process": process_seconds}
 
 
 def excavation(target: Path, reference: Path, folder: Path) -> Excavation:
