@@ -5,7 +5,7 @@ Field names of the specification are kept as they are; everything more is an add
 accumulate in float64 from the stored values; definitions and sources are in docs/statistics.md.
 """
 
-from typing import Final
+from typing import Final, Literal
 
 from msgspec import Struct
 
@@ -84,8 +84,34 @@ class GlobalWeightStats(Struct, frozen=True, kw_only=True):
     inf_count: int = 0
 
 
+class ActivationDistribution(Struct, frozen=True, kw_only=True):
+    """How the values of some positions are distributed. Statistics cover the finite values; the others are counted."""
+
+    count: int = 0
+    """Finite values."""
+    mean: float | None = None
+    std: float | None = None
+    """Population standard deviation."""
+    rms: float | None = None
+    min: float | None = None
+    max: float | None = None
+    absmax: float | None = None
+    kurtosis: float | None = None
+    """Excess kurtosis. High is normal: look at its change."""
+    percentile_1: float | None = None
+    percentile_5: float | None = None
+    percentile_25: float | None = None
+    percentile_50: float | None = None
+    percentile_75: float | None = None
+    percentile_95: float | None = None
+    percentile_99: float | None = None
+    zero_fraction: float | None = None
+    nan_count: int = 0
+    inf_count: int = 0
+
+
 class LayerActivationStats(Struct, frozen=True, kw_only=True):
-    """Activation statistics of one block's output over the probes."""
+    """One block's output over the probes. Every position except padding and each sequence's first."""
 
     name: str
     mean: float | None = None
@@ -96,6 +122,30 @@ class LayerActivationStats(Struct, frozen=True, kw_only=True):
     percentile_99: float | None = None
     zero_fraction: float | None = None
 
+    distribution: ActivationDistribution = ActivationDistribution()
+    """The same and more."""
+    first_token: ActivationDistribution | None = None
+    """Of each sequence's first position, which many models use as a sink."""
+    by_skill: dict[str, ActivationDistribution] = {}
+    submodules: dict[str, ActivationDistribution] = {}
+    """Outputs of parts of the block, ``attn`` and ``mlp``, where they were asked for."""
+    positions: int = 0
+    token_norm: float | None = None
+    """Mean L2 norm of a position's hidden state."""
+    massive_count: int = 0
+    """Values above 100 and above 1000 times the median magnitude of their hidden state, first positions included."""
+    massive_channels: tuple[int, ...] = ()
+    outlier_channels: tuple[int, ...] = ()
+    """Channels with a magnitude of at least 6 in at least 6 % of the positions."""
+    rankme: float | None = None
+    """Effective rank of the hidden states: exp of the entropy of their normalised singular values."""
+    rankme_tokens: int = 0
+    """Positions it was computed from; compare only with the same number."""
+    anisotropy: float | None = None
+    """Mean cosine between the hidden states of two positions."""
+    feature_variance: float | None = None
+    """Mean over the channels of the variance over positions."""
+
 
 class ProbeInfo(Struct, frozen=True, kw_only=True):
     """The probes that were run."""
@@ -104,6 +154,92 @@ class ProbeInfo(Struct, frozen=True, kw_only=True):
     num_sequences: int
     total_tokens: int
     source_file: str
+    sha256: str = ""
+    """Of the probes' texts and skills, in order; compare only artifacts with the same."""
+    tokenizer_sha256: str = ""
+    """Of the token ids, in order: equal where text and tokenizer are."""
+    tokenizer_path: str = ""
+    tokens_by_skill: dict[str, int] = {}
+    truncated: bool = False
+    """Whether ``max_probe_tokens`` cut the last sequence or left some out."""
+    batches: tuple[tuple[int, ...], ...] = ()
+    """Which sequences ran together, by their number; other batches change 16-bit results in the last bits."""
+
+
+class ForwardInfo(Struct, frozen=True, kw_only=True):
+    """How the model was run."""
+
+    way: str
+    """``streamed``: one block's weights at a time; ``whole``: the model was loaded whole, see ``reason``."""
+    reason: str | None = None
+    device: str = "cpu"
+    dtype: str = ""
+    attention: str = ""
+    """Implementation of attention: ``sdpa``, ``eager``."""
+    steps: tuple[str, ...] = ()
+    """What had to be given up on the way, "out of GPU memory: 64 tokens a slice" for instance."""
+
+
+class OutputStats(Struct, frozen=True, kw_only=True):
+    """The model's predictions on the probes: at every position but each sequence's last."""
+
+    positions: int = 0
+    entropy: float | None = None
+    """Mean entropy of the next token's distribution, in nats."""
+    loss: float | None = None
+    """Mean negative log-likelihood of the probes' own next tokens, in nats."""
+
+
+class OutputDrift(Struct, frozen=True, kw_only=True):
+    """How far the predictions are from the reference's, over the same positions."""
+
+    positions: int = 0
+    kl: float | None = None
+    """Mean KL(reference ‖ target), in nats."""
+    js: float | None = None
+    """Mean Jensen-Shannon divergence, in nats, at most ln 2."""
+    top1_agreement: float | None = None
+
+
+class Similarity(Struct, frozen=True, kw_only=True):
+    """Debiased linear CKA of a block's hidden states with the reference's.
+
+    1: the same up to rotation and scale; about 0: unrelated.
+    """
+
+    cka: float | None = None
+    cka_without_outliers: float | None = None
+    """Without the channels with the largest magnitudes, which can dominate it."""
+    positions: int = 0
+    by_skill: dict[str, float | None] = {}
+
+
+class FunctionalDrift(Struct, frozen=True, kw_only=True):
+    """What the change of the weights did to the model's function on the probes."""
+
+    output: OutputDrift | None = None
+    """Null for a model without a head."""
+    output_by_skill: dict[str, OutputDrift] = {}
+    similarity: dict[str, Similarity] = {}
+    """By block."""
+    reference_output: OutputStats | None = None
+
+
+class Alert(Struct, frozen=True, kw_only=True):
+    """A sign of collapse or of broken weights, judged against the campaign's history."""
+
+    severity: Literal["warning", "critical"]
+    family: str
+    """representation, entropy, divergence, weights."""
+    metric: str
+    block: str | None = None
+    value: float | None = None
+    baseline: float | None = None
+    """Median of the history, or the reference's value."""
+    checkpoints: int = 0
+    """How many earlier checkpoints it was judged against."""
+    confidence: Literal["low", "normal"] = "normal"
+    message: str = ""
 
 
 class TensorDrift(Struct, frozen=True, kw_only=True):
@@ -231,6 +367,11 @@ class LayerStats(Struct, frozen=True, kw_only=True):
     global_weight_stats: GlobalWeightStats
     activation_stats: dict[str, LayerActivationStats] = {}
     probe_info: ProbeInfo | None = None
+    forward: ForwardInfo | None = None
+    output_stats: OutputStats | None = None
+    output_stats_by_skill: dict[str, OutputStats] = {}
+    functional_drift: FunctionalDrift | None = None
+    alerts: tuple[Alert, ...] = ()
     drift_stats: dict[str, LayerDriftStats] = {}
     reference_checkpoint_path: str | None = None
     global_drift_stats: GlobalDriftStats | None = None
