@@ -148,6 +148,12 @@ class NothingComparable(CheckpointError):
     code = "nothing_comparable"
 
 
+class ModelUnsupported(CheckpointError):
+    """The model cannot be run, so its activations are not computed; weights and drift are."""
+
+    code = "model_unsupported"
+
+
 class PinImpossible(PermanentError):
     """The file system refuses the hard links that would keep a checkpoint."""
 

@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
+from msgspec.structs import replace
 
 from archaeologist.checkpoints.index import TensorEntry
 from archaeologist.checkpoints.reader import Reader
@@ -28,6 +29,8 @@ Bytes = npt.NDArray[np.uint8]
 
 READ: Final = 1 << 19
 """Values read at a time. A multiple of the kernel's piece; with fewer the threads wait more for the interpreter."""
+AHEAD: Final = 2
+"""Blocks whose bytes are in memory at once, where they are kept."""
 MAX_THREADS: Final = 16
 """When the number is not given: more threads than this wait for memory, and each holds buffers."""
 PROGRESS_SECONDS: Final = 0.5
@@ -44,6 +47,10 @@ class BlockResult(Struct, frozen=True, kw_only=True):
 
     block: PlannedBlock
     tensors: tuple[TensorResult, ...]
+    target: dict[str, Bytes] = {}
+    """The target's bytes by stored name, where they are kept."""
+    reference: dict[str, Bytes] = {}
+    """The reference's."""
 
 
 def thread_count(asked: int) -> int:
@@ -62,6 +69,7 @@ class Walk:
         reference: Reader | None = None,
         threads: int = 0,
         has_sketch: bool = False,
+        keeps_bytes: bool = False,
         on_progress: OnProgress = lambda _: None,
         read_values: int = READ,
     ) -> None:
@@ -73,6 +81,7 @@ class Walk:
             reference: The reference's, where the plan has one.
             threads: 0: one for each core.
             has_sketch: Whether sketches are made.
+            keeps_bytes: Whether blocks come with their bytes; then at most ``AHEAD`` blocks are in memory.
             on_progress: Called in the iterating thread after each block, and twice a second.
             read_values: Values read at a time, a multiple of the kernel's piece; it changes no result.
         """
@@ -80,10 +89,13 @@ class Walk:
         self._target = target
         self._reference = reference
         self._has_sketch = has_sketch
+        self._keeps_bytes = keeps_bytes
         self._on_progress = on_progress
         self._read_values = read_values
+        self._kept: dict[str, tuple[Bytes, Bytes]] = {}
+        self._room = threading.Semaphore(AHEAD)
         self._segments = self._cut()
-        self._lock = threading.Lock()
+        self._cutting, self._lock = threading.Lock(), threading.Lock()
         self._results: queue.SimpleQueue[TensorResult | BaseException] = queue.SimpleQueue()
         self._is_over = threading.Event()
         self._bytes_read = 0
@@ -109,10 +121,13 @@ class Walk:
                 self._report(number)
                 while not all(pair.target.name in found for pair in block.pairs):
                     self._collect(found, number)
-                yield BlockResult(block=block, tensors=tuple(found.pop(pair.target.name) for pair in block.pairs))
+                tensors = tuple(found.pop(pair.target.name) for pair in block.pairs)
+                yield self._with_bytes(BlockResult(block=block, tensors=tensors))
+                self._room.release()
             self._report(len(self._plan.blocks))
         finally:
             self._is_over.set()
+            self._room.release(len(self._plan.blocks))
             for thread in self._threads:
                 thread.join()
 
@@ -126,6 +141,17 @@ class Walk:
         if isinstance(result, BaseException):
             raise result
         found[result.pair.target.name] = result
+
+    def _with_bytes(self, result: BlockResult) -> BlockResult:
+        if not self._keeps_bytes:
+            return result
+        pairs = result.block.pairs
+        kept = {pair.target.name: self._kept.pop(pair.target.name) for pair in pairs}
+        return replace(
+            result,
+            target={name: mine for name, (mine, _) in kept.items()},
+            reference={pair.reference.name: kept[pair.target.name][1] for pair in pairs if pair.reference},
+        )
 
     def _report(self, number: int) -> None:
         done, total = self._bytes_read, self._plan.size_bytes
@@ -145,12 +171,18 @@ class Walk:
 
     def _cut(self) -> Iterator[Segment]:
         """Every segment of every tensor, in the order of the walk; a tensor without values gives its result at once."""
-        for pair in self._plan.pairs():
-            tally = Tally(pair, has_sketch=self._has_sketch)
-            if not tally.segments:
-                self._results.put(tally.result())
-            for number in range(tally.segments):
-                yield Segment(tally, number)
+        for block in self._plan.blocks:
+            if self._keeps_bytes:
+                self._room.acquire()
+            for pair in block.pairs:
+                if self._keeps_bytes:
+                    other = pair.reference.size if pair.reference else 0
+                    self._kept[pair.target.name] = np.empty(pair.target.size, np.uint8), np.empty(other, np.uint8)
+                tally = Tally(pair, has_sketch=self._has_sketch)
+                if not tally.segments:
+                    self._results.put(tally.result())
+                for number in range(tally.segments):
+                    yield Segment(tally, number)
 
     def _work(self) -> None:
         # Anything that ends a thread must reach the one that waits for its results.
@@ -159,9 +191,10 @@ class Walk:
             target, reference = (np.empty(self._read_values * 4, np.uint8) for _ in range(2))
             counts = np.zeros((kernels.SUB_HISTOGRAMS, kernels.BINS), np.uint32)
             while not self._is_over.is_set():
-                with self._lock:
+                # A lock of its own: whoever waits here for room must not hold up those that sum what was read.
+                with self._cutting:
                     segment = next(self._segments, None)
-                if segment is None:
+                if segment is None or self._is_over.is_set():
                     return
                 self._dig(segment, target, reference, counts)
                 if segment.tally.add(segment, counts):
@@ -172,12 +205,13 @@ class Walk:
     def _dig(self, segment: Segment, target: Bytes, reference: Bytes, counts: npt.NDArray[np.uint32]) -> None:
         pair = segment.tally.pair
         window = segment.window(segment.start)
+        kept = self._kept.get(pair.target.name)
         for start in range(segment.start, segment.stop, self._read_values):
             stop = min(start + self._read_values, segment.stop)
-            mine = self._read(self._target, pair.target, start, stop, target)
+            mine = self._read(self._target, pair.target, start, stop, kept[0] if kept else target)
             theirs = reference[:0]
             if pair.reference is not None:
-                theirs = self._read_reference(pair.reference, start, stop, reference)
+                theirs = self._read_reference(pair.reference, start, stop, kept[1] if kept else reference)
             window[kernels.START] = start
             kernels.dig(
                 mine,
@@ -195,7 +229,9 @@ class Walk:
 
     def _read(self, reader: Reader, entry: TensorEntry, start: int, stop: int, into: Bytes) -> Bytes:
         width = WIDTHS[entry.dtype]
-        buffer = into[: (stop - start) * width]
+        # The whole tensor's buffer where its bytes are kept, else one that is used again and again.
+        first = start * width if self._keeps_bytes else 0
+        buffer = into[first : first + (stop - start) * width]
         reader.read(entry, start * width, buffer.data)
         return buffer
 

@@ -1,0 +1,294 @@
+"""The streamed forward pass: target and reference in lockstep, one block's weights in place at a time.
+
+``Lockstep.through`` takes the walk's blocks as they come and passes them on. While a block's bytes are at hand, every
+forward pass that waits for it runs through it: those of the target, one a batch of probes, then those of the reference.
+What a model asks for out of the walk's order, a head tied to the embedding for one, is read again. If the forward pass
+fails, the walk goes on without it.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from msgspec import Struct
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from archaeologist.checkpoints.index import TensorEntry
+from archaeologist.checkpoints.reader import Reader
+from archaeologist.errors import ArchaeologistError
+from archaeologist.excavation.forward.model import DTYPES, Skeleton, Slot, Unit
+from archaeologist.excavation.forward.stepper import Stepper
+from archaeologist.excavation.walk import BlockResult
+
+Bytes = npt.NDArray[np.uint8]
+Hidden = tuple[torch.Tensor, ...]
+"""One block's outputs, one a batch: (sequences, positions, channels)."""
+
+SUBMODULES: Final = {"self_attn": "attn", "attention": "attn", "attn": "attn", "mlp": "mlp", "feed_forward": "mlp"}
+"""What the parts of a block are called in models, and here."""
+
+
+class Batch(Struct, frozen=True, kw_only=True):
+    """Sequences that run together, padded on the right."""
+
+    input_ids: torch.Tensor
+    """(sequences, positions), int64."""
+    attention_mask: torch.Tensor | None
+    """The same shape, 1 for what is no padding; None where there is none."""
+
+
+class Outputs(Struct, frozen=True, kw_only=True):
+    """What a block gave."""
+
+    name: str
+    target: Hidden
+    reference: Hidden | None
+    submodules: Mapping[str, Hidden] = {}
+    """The target's, by ``attn`` and ``mlp``, where they were asked for."""
+
+
+class Side:
+    """One model in the lockstep."""
+
+    def __init__(
+        self,
+        model: Skeleton,
+        reader: Reader,
+        batches: Sequence[Batch],
+        *,
+        device: torch.device,
+        has_submodules: bool = False,
+    ) -> None:
+        """Starts nothing yet."""
+        self.model = model
+        self.device = device
+        self._reader = reader
+        self._hooks = list(self._hooked(has_submodules=has_submodules))
+        self._outputs: dict[str, dict[int, torch.Tensor]] = {}
+        # Buffers, the frequencies of rotary embeddings for one; parameters stay on the meta device.
+        for module in model.model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = buffer.to(device)  # noqa: SLF001 - ``to`` would move the parameters too
+        self.steppers = [Stepper(self._work(batch)) for batch in batches]
+
+    def waiting_for(self) -> str | None:
+        """The unit that the first unfinished pass stopped at; None when all are done."""
+        return next((stepper.waits_for for stepper in self.steppers if not stepper.is_done), None)
+
+    @contextlib.contextmanager
+    def placed(self, unit: Unit, at_hand: Mapping[str, Bytes]) -> Iterator[None]:
+        """The unit's weights in place for the length of a block.
+
+        Args:
+            unit: One of the model's.
+            at_hand: Bytes by stored name; what is missing is read.
+        """
+        for slot in unit.slots:
+            values = _tensor(slot.entry, at_hand.get(slot.entry.name), self._reader)
+            _put(slot, values.to(self.device, slot.empty.dtype))
+        try:
+            yield
+        finally:
+            for slot in unit.slots:
+                slot.module._parameters[slot.attribute] = slot.empty  # noqa: SLF001 - registering would check and copy
+
+    def step(self, name: str) -> None:
+        """Runs every pass that waits for the unit up to its next one."""
+        for stepper in self.steppers:
+            if stepper.waits_for == name:
+                stepper.resume()
+
+    def start(self) -> None:
+        """Runs every pass up to its first unit."""
+        for stepper in self.steppers:
+            stepper.resume()
+
+    def take(self, name: str) -> Hidden | None:
+        """A module's outputs since the last call, in the order of the batches; None unless each batch gave one."""
+        found = self._outputs.pop(name, {})
+        return (
+            tuple(found[number] for number in range(len(self.steppers))) if len(found) == len(self.steppers) else None
+        )
+
+    def last_hidden(self) -> Hidden:
+        """The model's last hidden states, once all passes are done."""
+        return tuple(stepper.result() for stepper in self.steppers)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The head on some positions: (positions, channels) → (positions, vocabulary). Its weights must be in place.
+
+        The model's own forward with its base left out, so that whatever it does to the logits is done.
+        """
+        base = self.model.base
+        base.forward = lambda *_, **__: _LastHidden(last_hidden_state=hidden[None])
+        try:
+            with torch.inference_mode():
+                ids = torch.zeros((1, len(hidden)), dtype=torch.int64, device=hidden.device)
+                found: torch.Tensor = self.model.model(input_ids=ids).logits[0]
+        finally:
+            del base.forward
+        return found
+
+    def close(self) -> None:
+        """Ends the threads."""
+        for stepper in self.steppers:
+            stepper.close()
+        for hook in self._hooks:
+            hook.remove()
+
+    def _work(self, batch: Batch) -> Callable[[], torch.Tensor]:
+        def run() -> torch.Tensor:
+            with torch.inference_mode():
+                mask = None if batch.attention_mask is None else batch.attention_mask.to(self.device)
+                output = self.model.base(input_ids=batch.input_ids.to(self.device), attention_mask=mask)
+            found: torch.Tensor = output.last_hidden_state
+            return found
+
+        return run
+
+    def _hooked(self, *, has_submodules: bool) -> Iterator[Any]:
+        for unit in self.model.units.values():
+            yield unit.module.register_forward_pre_hook(_pausing(unit.name))
+            yield unit.module.register_forward_hook(self._keeping(unit.name))
+            if has_submodules:
+                for name, child in unit.module.named_children():
+                    if name in SUBMODULES:
+                        yield child.register_forward_hook(self._keeping(f"{unit.name}/{SUBMODULES[name]}"))
+
+    def _keeping(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def keep(_module: nn.Module, _arguments: Any, output: Any) -> None:
+            stepper = Stepper.running()
+            first = output[0] if isinstance(output, tuple) and output else output
+            if stepper is not None and isinstance(first, torch.Tensor):
+                number = next(number for number, one in enumerate(self.steppers) if one is stepper)
+                self._outputs.setdefault(name, {})[number] = first
+
+        return keep
+
+
+class Lockstep:
+    """The forward passes of a target, and of a reference beside it."""
+
+    def __init__(self, target: Side, reference: Side | None, on_outputs: Callable[[Outputs], None]) -> None:
+        """Starts nothing yet.
+
+        Args:
+            target: The model under analysis.
+            reference: Run in lockstep, where there is one.
+            on_outputs: Called after each block, while its outputs are in memory.
+        """
+        self.failure: str | None = None
+        """Why the forward pass ended early."""
+        self._target = target
+        self._reference = reference
+        self._sides = [target, *([reference] if reference else [])]
+        self._on_outputs = on_outputs
+        self._passed: set[str] = set()
+        self._calls: dict[str, int] = {}
+
+    def through(self, blocks: Iterator[BlockResult]) -> Iterator[BlockResult]:
+        """The same blocks, each after the forward passes went through it; at the end they are done."""
+        try:
+            self._guarded(self._start)
+            for block in blocks:
+                self._guarded(lambda block=block: self._offer(block))  # type: ignore[misc]
+                yield block
+            self._guarded(self._finish)
+        finally:
+            if self.failure:
+                self.close()
+
+    def close(self) -> None:
+        """Ends the threads; whoever made this calls it."""
+        for side in self._sides:
+            side.close()
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """Weights and drift are delivered whatever a model's code does."""
+        if self.failure is not None:
+            return
+        try:
+            step()
+        except (ArchaeologistError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            self.failure = f"the forward pass failed: {type(error).__name__}: {error}"
+
+    def _start(self) -> None:
+        for side in self._sides:
+            side.start()
+
+    def _offer(self, result: BlockResult) -> None:
+        name = result.block.name
+        while (wanted := self._wanted()) is not None and (wanted == name or wanted in self._passed):
+            self._run(wanted, result)
+        self._passed.add(name)
+
+    def _finish(self) -> None:
+        while (wanted := self._wanted()) is not None:
+            self._run(wanted, None)
+
+    def _wanted(self) -> str | None:
+        """The unit to run next: the target's, for the reference follows it."""
+        return next((name for side in self._sides if (name := side.waiting_for()) is not None), None)
+
+    def _run(self, name: str, result: BlockResult | None) -> None:
+        outputs: list[Hidden | None] = []
+        for side in self._sides:
+            unit = side.model.units.get(name)
+            if unit is None or side.waiting_for() != name:
+                outputs.append(None)
+                continue
+            at_hand: Mapping[str, Bytes] = {}
+            if result is not None and result.block.name == name:
+                at_hand = result.target if side is self._target else result.reference
+            with side.placed(unit, at_hand):
+                side.step(name)
+            outputs.append(side.take(name))
+        self._tell(name, outputs)
+
+    def _tell(self, name: str, outputs: Sequence[Hidden | None]) -> None:
+        mine = outputs[0]
+        if mine is None:
+            return
+        self._calls[name] = call = self._calls.get(name, 0) + 1
+        parts = {part: hidden for part in ("attn", "mlp") if (hidden := self._target.take(f"{name}/{part}"))}
+        self._on_outputs(
+            Outputs(
+                # A block whose weights several layers share has outputs of its own for each.
+                name=name if call == 1 else f"{name} (call {call})",
+                target=mine,
+                reference=outputs[1] if len(outputs) > 1 else None,
+                submodules=parts,
+            )
+        )
+
+
+class _LastHidden(BaseModelOutputWithPastAndCrossAttentions):
+    """A base model's output that has whatever a head looks for, router logits for one."""
+
+    def __getattr__(self, name: str) -> None:
+        """Called for what is not there."""
+
+
+def _pausing(name: str) -> Callable[[nn.Module, Any], None]:
+    def pause(_module: nn.Module, _arguments: Any) -> None:
+        stepper = Stepper.running()
+        if stepper is not None:
+            stepper.pause(name)
+
+    return pause
+
+
+def _tensor(entry: TensorEntry, at_hand: Bytes | None, reader: Reader) -> torch.Tensor:
+    """A tensor of the checkpoint, sharing memory with the bytes."""
+    if at_hand is None:
+        at_hand = np.empty(entry.size, np.uint8)
+        reader.read(entry, 0, at_hand.data)
+    return torch.from_numpy(at_hand).view(DTYPES[entry.dtype]).reshape(entry.shape)
+
+
+def _put(slot: Slot, values: torch.Tensor) -> None:
+    slot.module._parameters[slot.attribute] = nn.Parameter(values, requires_grad=False)  # noqa: SLF001 - as above

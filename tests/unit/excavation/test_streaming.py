@@ -1,0 +1,203 @@
+"""The streamed forward pass gives, bit for bit, what the loaded model gives."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from archaeologist.checkpoints.index import read_index
+from archaeologist.checkpoints.reader import Reader
+from archaeologist.errors import ModelUnsupported
+from archaeologist.excavation.forward.model import TensorsStoredOtherwise, skeleton, whole
+from archaeologist.excavation.forward.stepper import Stepper
+from archaeologist.excavation.forward.streaming import Batch, Lockstep, Outputs, Side
+from archaeologist.excavation.walk import Walk
+from tests.fixtures.models import CONFIGS, ENCODERS, VOCABULARY, model, saved
+from tests.unit.excavation.walking import planned
+
+STREAMED = sorted(set(CONFIGS) - {"mixtral"})
+
+
+def batches() -> list[Batch]:
+    """One with padding, one without."""
+    ids = torch.randint(3, VOCABULARY, (3, 9), generator=torch.Generator().manual_seed(5))
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    mask[2, 7:] = 0
+    return [Batch(input_ids=ids, attention_mask=mask), Batch(input_ids=ids[:, :4], attention_mask=None)]
+
+
+@contextmanager
+def ran(folders: Sequence[Path], *, is_whole: bool = False) -> Iterator[tuple[list[Side], list[Outputs], Lockstep]]:
+    """The passes of a target, and of a reference, done."""
+    with ExitStack() as files:
+        indexes = [read_index(folder) for folder in folders]
+        readers = [files.enter_context(Reader(index)) for index in indexes]
+        sides = [
+            Side(
+                whole(folder) if is_whole else skeleton(folder, index),
+                reader,
+                batches(),
+                device=torch.device("cpu"),
+                has_submodules=True,
+            )
+            for folder, index, reader in zip(folders, indexes, readers, strict=True)
+        ]
+        outputs: list[Outputs] = []
+        lockstep = Lockstep(sides[0], sides[1] if len(sides) > 1 else None, outputs.append)
+        files.callback(lockstep.close)
+        walk = Walk(
+            planned(folders[0], folders[1] if len(folders) > 1 else None),
+            target=readers[0],
+            reference=readers[1] if len(readers) > 1 else None,
+            keeps_bytes=True,
+        )
+        for _ in lockstep.through(walk.blocks()):
+            pass
+        yield sides, outputs, lockstep
+
+
+def loaded(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """The last hidden states of the model as it is."""
+    base = getattr(model, model.base_model_prefix, model)
+    with torch.inference_mode():
+        found: torch.Tensor = base(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).last_hidden_state
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "f32"])
+@pytest.mark.parametrize("name", STREAMED)
+def test_hidden_states_and_logits_are_those_of_the_loaded_model(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    models = [model(name, seed=seed, dtype=dtype) for seed in (1, 2)]
+    folders = [saved(made, tmp_path / str(number)) for number, made in enumerate(models)]
+    with ran(folders) as (sides, outputs, lockstep):
+        assert lockstep.failure is None
+        for made, side in zip(models, sides, strict=True):
+            for batch, hidden in zip(batches(), side.last_hidden(), strict=True):
+                assert torch.equal(hidden, loaded(made, batch))
+            assert (side.model.head is None) == (name in ENCODERS)
+            if side.model.head is not None:
+                with side.placed(side.model.head, {}):
+                    logits = side.logits(side.last_hidden()[1][0])
+                with torch.inference_mode():
+                    expected = made(input_ids=batches()[1].input_ids[:1]).logits[0]
+                assert torch.allclose(logits, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
+            assert all(parameter.is_meta for parameter in side.model.model.parameters())
+    layers = [found.name for found in outputs if any(part in found.name for part in ("layer.", "layers.", ".h."))]
+    assert len(layers) == 3
+    assert all(found.reference is not None for found in outputs)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt2", "bert"])
+def test_each_blocks_output_is_that_of_the_loaded_model(name: str, tmp_path: Path) -> None:
+    made = model(name, seed=1)
+    with ran([saved(made, tmp_path / "a")]) as (_, outputs, _):
+        base = getattr(made, made.base_model_prefix, made)
+        batch = batches()[0]
+        with torch.inference_mode():
+            expected = base(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                output_hidden_states=True,
+                use_cache=False,
+            ).hidden_states
+    blocks = [found for found in outputs if ".0" in found.name or ".1" in found.name]
+    for found, hidden in zip(blocks, expected[1:3], strict=True):
+        assert torch.equal(found.target[0], hidden)
+    assert set(blocks[0].submodules) == ({"attn", "mlp"} if name != "bert" else {"attn"})
+
+
+def test_a_head_tied_to_the_embedding_is_read_again(tmp_path: Path) -> None:
+    made = model("qwen3", seed=1)
+    with ran([saved(made, tmp_path / "a")]) as (sides, _, _):
+        assert sides[0].model.head is not None
+        assert [slot.entry.name for slot in sides[0].model.head.slots] == ["model.embed_tokens.weight"]
+
+
+def test_a_reference_of_another_depth_runs_beside_the_target(tmp_path: Path) -> None:
+    models = [model("llama", seed=1), model("llama", seed=2, num_hidden_layers=2)]
+    folders = [saved(made, tmp_path / str(number)) for number, made in enumerate(models)]
+    with ran(folders) as (sides, outputs, lockstep):
+        assert lockstep.failure is None
+        assert torch.equal(sides[1].last_hidden()[0], loaded(models[1], batches()[0]))
+        alone = [found.name for found in outputs if found.reference is None]
+    assert alone == ["model.layers.2"]
+
+
+def test_a_model_whose_tensors_are_stored_otherwise_is_loaded_whole(tmp_path: Path) -> None:
+    made = model("mixtral", seed=1, dtype=torch.float32)
+    folder = saved(made, tmp_path / "a")
+    with pytest.raises(TensorsStoredOtherwise, match="no tensor is stored for"):
+        skeleton(folder, read_index(folder))
+    with ran([folder], is_whole=True) as (sides, outputs, lockstep):
+        assert lockstep.failure is None
+        assert torch.equal(sides[0].last_hidden()[0], loaded(made, batches()[0]))
+        assert "model.layers.2" in [found.name for found in outputs]
+
+
+def test_a_forward_pass_that_fails_leaves_the_walk_alone(tmp_path: Path) -> None:
+    folder = saved(model("llama", seed=1), tmp_path / "a")
+    index = read_index(folder)
+    with Reader(index) as reader:
+        side = Side(skeleton(folder, index), reader, batches(), device=torch.device("cpu"))
+
+        def refuse(found: Outputs) -> None:
+            if found.name == "model.layers.1":
+                msg = "no room"
+                raise RuntimeError(msg)
+
+        lockstep = Lockstep(side, None, refuse)
+        walk = Walk(planned(folder), target=reader, keeps_bytes=True)
+        blocks = [result.block.name for result in lockstep.through(walk.blocks())]
+    assert lockstep.failure == "the forward pass failed: RuntimeError: no room"
+    assert blocks[-1] == "lm_head"
+    assert len(blocks) == 6
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ("{}", "no model that transformers runs by itself"),
+        (
+            '{"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}',
+            "no model that transformers runs by itself",
+        ),
+        ('{"model_type": "t5"}', "encoder with a decoder"),
+        ('{"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}', "quantised"),
+        ('{"model_type": "llama", "num_attention_heads": 0}', "no model that transformers runs"),
+        ("no json", "no model that transformers runs by itself"),
+    ],
+)
+def test_what_cannot_be_run_says_why(config: str, reason: str, tmp_path: Path) -> None:
+    folder = saved(model("llama", seed=1), tmp_path / "a")
+    index = read_index(folder)
+    (folder / "config.json").write_text(config)
+    with pytest.raises(ModelUnsupported, match=reason):
+        skeleton(folder, index)
+
+
+def test_a_closed_pass_ends_where_it_stopped() -> None:
+    ended = []
+
+    def work() -> int:
+        stepper = Stepper.running()
+        assert stepper is not None
+        try:
+            stepper.pause("first")
+        finally:
+            ended.append("first")
+        return 1
+
+    stepper = Stepper(work)
+    stepper.resume()
+    assert (stepper.waits_for, stepper.is_done, ended) == ("first", False, [])
+    stepper.close()
+    assert (stepper.is_done, ended) == (True, ["first"])
+    never = Stepper(work)
+    never.close()
+    assert ended == ["first"]
