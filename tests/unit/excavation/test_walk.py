@@ -7,12 +7,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from archaeologist.checkpoints.index import read_index
+from archaeologist.checkpoints.reader import Reader
 from archaeologist.excavation import tally
 from archaeologist.excavation.tally import TensorResult
+from archaeologist.excavation.walk import Walk
 from archaeologist.statistics.sketch import WIDTH
 from contracts.artifacts import PERCENTILES
 from tests.unit.excavation.checkpoints import Bits, Floats, bf16, l2, wide, write
-from tests.unit.excavation.walking import walked
+from tests.unit.excavation.walking import planned, walked
 
 EXACT = 1e-9
 
@@ -263,3 +266,28 @@ def test_nan_counts_as_zero_in_the_sketch(tmp_path: Path) -> None:
     stored[3, 3] = 0
     b = _sketch(walked(write(tmp_path / "b", {"w": stored}))["w"])
     assert np.array_equal(a, b)
+
+
+def test_kept_bytes_are_the_files_and_change_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "SEGMENT", 4 * WIDTH)
+    tensors = {f"layers.{number}.w": _random("BF16", (311, 517), number) for number in range(6)}
+    references = {name: _random("BF16", (311, 517), number + 50) for number, name in enumerate(tensors)}
+    target, reference = write(tmp_path / "a", tensors), write(tmp_path / "b", references)
+    expected = walked(target, reference)
+    with Reader(read_index(target)) as mine, Reader(read_index(reference)) as theirs:
+        walk = Walk(planned(target, reference), target=mine, reference=theirs, keeps_bytes=True, read_values=WIDTH)
+        for number, block in enumerate(walk.blocks()):
+            (result,) = block.tensors
+            name = result.pair.name
+            assert (result.weights, result.drift) == (expected[name].weights, expected[name].drift)
+            assert block.target[name].tobytes() == tensors[name].tobytes()
+            assert block.reference[name].tobytes() == references[name].tobytes()
+            if number == 3:
+                break  # the threads that wait for room end with the walk
+
+
+def test_without_being_asked_for_no_bytes_are_kept(tmp_path: Path) -> None:
+    target = write(tmp_path / "a", {"layers.0.w": _random("BF16", (3, 4), 1)})
+    with Reader(read_index(target)) as mine:
+        (block,) = Walk(planned(target), target=mine).blocks()
+    assert (block.target, block.reference) == ({}, {})
