@@ -184,10 +184,13 @@ class OutputStats(Struct, frozen=True, kw_only=True):
     """The model's predictions on the probes: at every position but each sequence's last."""
 
     positions: int = 0
+    """Those that count."""
     entropy: float | None = None
     """Mean entropy of the next token's distribution, in nats."""
     loss: float | None = None
     """Mean negative log-likelihood of the probes' own next tokens, in nats."""
+    nonfinite_positions: int = 0
+    """Positions left out because a logit is NaN or +infinity, or all are -infinity."""
 
 
 class OutputDrift(Struct, frozen=True, kw_only=True):
