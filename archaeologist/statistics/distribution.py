@@ -4,7 +4,7 @@ A 16-bit float has 65,536 patterns, so their counts are the whole distribution: 
 deviation, norm and kurtosis are float64 sums over at most 65,536 values. For float32 the upper 16 bits are counted:
 percentiles come from the middle of a bin (relative error below 2⁻⁸), everything else from exact moments.
 
-Used by the excavation for weights. Pure NumPy; the counting itself is done by ``kernels``.
+Used by the excavation for weights and activations. Pure NumPy; the counting itself is done by ``kernels``.
 """
 
 import math
@@ -94,7 +94,7 @@ def from_bits(counts: Counts, dtype: str) -> Distribution:
         min=float(values[0]),
         max=float(values[-1]),
     )
-    return _of(moments, percentiles(ordered, values))
+    return assemble(moments, percentiles(ordered, values))
 
 
 def from_moments(moments: Moments, counts: Counts) -> Distribution:
@@ -107,7 +107,7 @@ def from_moments(moments: Moments, counts: Counts) -> Distribution:
     if not moments.count:
         return Distribution(count=0, nan_count=moments.nan_count, inf_count=moments.inf_count, zeros=0)
     ordered, values, _, _ = _ordered(counts, "F32")
-    return _of(moments, percentiles(ordered, np.clip(values, moments.min, moments.max)))
+    return assemble(moments, percentiles(ordered, np.clip(values, moments.min, moments.max)))
 
 
 def percentiles(counts: Counts, values: Floats, asked: Sequence[float] = PERCENTILES) -> tuple[float, ...]:
@@ -129,7 +129,13 @@ def percentiles(counts: Counts, values: Floats, asked: Sequence[float] = PERCENT
     return tuple(float(value) for value in found)
 
 
-def _of(moments: Moments, found: tuple[float, ...]) -> Distribution:
+def assemble(moments: Moments, found: tuple[float, ...]) -> Distribution:
+    """The distribution with these moments and percentiles.
+
+    Args:
+        moments: Of at least one finite value.
+        found: Its percentiles.
+    """
     lowest, highest = moments.min + 0.0, moments.max + 0.0  # -0 becomes 0
     variance = moments.m2 / moments.count
     # Of equal values the sums would leave rounding errors.
