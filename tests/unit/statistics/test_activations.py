@@ -101,7 +101,7 @@ def test_minus_zero_counts_as_zero_and_is_shown_as_zero() -> None:
 
 def test_equal_values_have_no_deviation_and_no_kurtosis() -> None:
     found = distribution(np.full((3, 7), 0.1, np.float32))
-    assert (found.mean, found.std, found.kurtosis) == (np.float32(0.1), 0, None)
+    assert (found.mean, found.std, found.kurtosis) == (float(np.float32(0.1)), 0, None)
 
 
 def test_two_values_have_the_least_kurtosis() -> None:
