@@ -83,6 +83,29 @@ EXAMPLES: Final[dict[str, JsonObject]] = {
         "time": "2025-11-22T10:15:30.250Z",
         "version": 1,
     },
+    subjects.ANALYSIS_ALERT: {
+        "type": subjects.ANALYSIS_ALERT,
+        "message": "Checkpoint 183000: RankMe (median over the transformer blocks) is 41.2, 62 % below 108, the median"
+        " of 9 earlier checkpoints (robust z 9.3). Entropy deviates as well. A sign of collapse, not a proof.",
+        "severity": "error",
+        "source": "archaeologist",
+        "data": {
+            "job_id": "01JDBG3Q4Y9B6V0ZC6T4E5R2MN",
+            "job_type": "layer_stats",
+            "hero_id": "qwen3-tiny",
+            "campaign_id": "binary-1",
+            "checkpoint_step": 183000,
+            "severity": "critical",
+            "family": "representation",
+            "metric": "rankme",
+            "value": 41.2,
+            "baseline": 108.4,
+            "checkpoints": 9,
+        },
+        "id": "01JDBG4X0V3W8M2K7H5N1S9TPQ",
+        "time": "2025-11-22T10:15:30.250Z",
+        "version": 1,
+    },
     subjects.ANALYSIS_FAILED: {
         "type": subjects.ANALYSIS_FAILED,
         "message": "Request refused: path '/etc' lies outside the allowed roots '/data'; move it there or name its"

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Final, Literal, NewType
 import msgspec
 from msgspec import Meta, Struct
 
+from contracts.artifacts import Alert
+
 HeroId = NewType("HeroId", str)
 CampaignId = NewType("CampaignId", str)
 JobKey = NewType("JobKey", str)
@@ -230,15 +232,19 @@ class CancelledData(EventData, frozen=True, kw_only=True):
 
 
 class AlertData(EventData, frozen=True, kw_only=True):
-    """``analysis.alert``: a sign of collapse or of broken weights."""
+    """``analysis.alert``: a sign of collapse or of broken weights; the envelope's message says it in words."""
 
     severity: Literal["warning", "critical"]
     family: str
+    """representation, entropy, divergence, weights."""
     metric: str
     block: str | None = None
+    """The block that stands out; null: the model as a whole."""
     value: float | None = None
     baseline: float | None = None
+    """Median of the history, or the reference's value."""
     checkpoints: int = 0
+    """How many earlier checkpoints it was judged against."""
     confidence: Literal["low", "normal"] = "normal"
 
 
@@ -304,6 +310,7 @@ class Succeeded(Struct, frozen=True, kw_only=True, tag_field="kind", tag="succee
     duration_sec: float = 0.0
     findings: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    alerts: tuple[Alert, ...] = ()
 
 
 class Failed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="failed"):

@@ -7,6 +7,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from contracts.artifacts import Alert
 from contracts.messages import EventError, Job, JobKey, RequestId
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -50,9 +51,11 @@ class JobRecord(Struct, frozen=True, kw_only=True):
     duration_sec: float | None = None
     findings: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    alerts: tuple[Alert, ...] = ()
+    """Each becomes one event, after the completed event."""
     error: EventError | None = None
     event_sequence: int | None = None
-    """Sequence of the terminal event in BATTLE_LOG; null: not yet published."""
+    """Sequence of the terminal event in BATTLE_LOG; null: it, or an alert that belongs to it, is not yet published."""
 
 
 class RequestRecord(Struct, frozen=True, kw_only=True):

@@ -3,14 +3,17 @@
 What each says is in ``contracts.messages``; the executor and intake publish them.
 """
 
+from collections.abc import Iterator
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from archaeologist.daemon.lifecycle import stamp
 from contracts import subjects
+from contracts.artifacts import Alert
 from contracts.messages import (
+    AlertData,
     CancelledData,
     CompletedData,
     Event,
@@ -27,6 +30,15 @@ from contracts.records import JobRecord
 from contracts.ulid import new_ulid
 
 MAX_REQUEST_BYTES: Final = 4096
+
+_ALERT_SEVERITIES: Final[dict[str, Severity]] = {"warning": "warning", "critical": "error"}
+
+
+class Announcement(NamedTuple):
+    """An event, and the id under which it is published once."""
+
+    event: Event
+    message_id: str
 
 
 def started(record: JobRecord, *, worker: str, now: datetime) -> Event:
@@ -54,6 +66,15 @@ def progress(record: JobRecord, line: Progress, *, worker: str, now: datetime) -
     )
     message = f"Checkpoint {record.job.target.step}: {line.stage}, block {line.block} of {line.blocks}"
     return _event(subjects.ANALYSIS_PROGRESS, data, message=message, severity="info", now=now)
+
+
+def ending(record: JobRecord, *, worker: str | None, now: datetime) -> Iterator[Announcement]:
+    """Everything that a finished job has to say, in order: how it ended, then what it warns of."""
+    yield Announcement(terminal(record, worker=worker, now=now), message_id(record))
+    if record.state == "done":
+        for number, found in enumerate(record.alerts, start=1):
+            event = _alert(record, found, worker=worker, now=now)
+            yield Announcement(event, _message_id(record, f"alert:{number}"))
 
 
 def terminal(record: JobRecord, *, worker: str | None, now: datetime) -> Event:
@@ -88,9 +109,7 @@ def refused(error: EventError, *, request_id: RequestId, body: bytes, now: datet
 
 def message_id(record: JobRecord) -> str:
     """Deduplication id of a finished job's event: ``{key}:completed``; a forced run's number stands in between."""
-    name = {"done": "completed"}.get(record.state, record.state)
-    run = "" if record.job.run == 1 else f"{record.job.run}:"
-    return f"{record.job.job_key}:{run}{name}"
+    return _message_id(record, {"done": "completed"}.get(record.state, record.state))
 
 
 def as_received(body: bytes) -> Any:
@@ -121,6 +140,28 @@ def _completed(record: JobRecord, *, worker: str | None, now: datetime) -> Event
     if record.most_changed_layer:
         message += f" (most changed: {record.most_changed_layer})"
     return _event(subjects.ANALYSIS_COMPLETED, data, message=message, severity="success", now=now)
+
+
+def _alert(record: JobRecord, alert: Alert, *, worker: str | None, now: datetime) -> Event:
+    data = AlertData(
+        **_identity(record, worker=worker, attempt=record.attempt),
+        severity=alert.severity,
+        family=alert.family,
+        metric=alert.metric,
+        block=alert.block,
+        value=alert.value,
+        baseline=alert.baseline,
+        checkpoints=alert.checkpoints,
+        confidence=alert.confidence,
+    )
+    message = f"Checkpoint {record.job.target.step}: {alert.message}"
+    severity = _ALERT_SEVERITIES[alert.severity]
+    return _event(subjects.ANALYSIS_ALERT, data, message=message, severity=severity, now=now)
+
+
+def _message_id(record: JobRecord, name: str) -> str:
+    run = "" if record.job.run == 1 else f"{record.job.run}:"
+    return f"{record.job.job_key}:{run}{name}"
 
 
 def _failed(record: JobRecord, *, worker: str | None, now: datetime) -> Event:

@@ -1,4 +1,4 @@
-"""The end of a job: artifact in place, campaign marked, terminal event out, message acknowledged.
+"""The end of a job: artifact in place, campaign marked, terminal event and alerts out, message acknowledged.
 
 The order is the contract's: the record is set to done first, by whoever still holds the claim; everything after that
 can be repeated by anybody who finds the record finished, and ends the same.
@@ -17,6 +17,7 @@ from archaeologist.bus.connection import Bus
 from archaeologist.bus.log import find_message
 from archaeologist.bus.publisher import publish
 from archaeologist.daemon import announcements, lifecycle, policy
+from archaeologist.daemon.announcements import Announcement
 from archaeologist.daemon.books import Books, campaign_key
 from archaeologist.daemon.dead_letters import Origin, bury
 from archaeologist.settings import Settings
@@ -67,7 +68,7 @@ class Completion:
         self._settings = settings
 
     async def settle(self, record: JobRecord) -> bool:
-        """Everything that a finished record still lacks: files, mark, event. False: its artifact is lost, run it again.
+        """What a finished record still lacks: files, mark, events. False: its artifact is lost, run it again.
 
         Raises:
             BusUnavailable: The connection is closed for good; the queue's message will bring somebody else here.
@@ -116,8 +117,15 @@ class Completion:
         )
 
     async def _announce(self, record: JobRecord) -> int:
-        event = announcements.terminal(record, worker=_worker_of(record), now=datetime.now(UTC))
-        message_id = announcements.message_id(record)
+        """Sequence of the terminal event, once it and every alert are in the log."""
+        first, *alerts = announcements.ending(record, worker=_worker_of(record), now=datetime.now(UTC))
+        sequence = await self._publish_once(first, record)
+        for alert in alerts:
+            await self._publish_once(alert, record)
+        return sequence
+
+    async def _publish_once(self, announcement: Announcement, record: JobRecord) -> int:
+        event, message_id = announcement
         since = datetime.fromisoformat(record.finished_at or record.queued_at)
         # The server's own deduplication forgets after a day, or with kill -9; the stream itself does not.
         earlier = await find_message(self._bus, subjects.BATTLE_LOG, message_id, subject=event.type, since=since)

@@ -129,6 +129,7 @@ def done(
         duration_sec=outcome.duration_sec,
         findings=outcome.findings,
         warnings=tuple(dict.fromkeys((*record.job.notes, *outcome.warnings))),
+        alerts=outcome.alerts,
     )
 
 

@@ -127,8 +127,11 @@ async def opened(tmp_path: Path) -> AsyncIterator[House]:
             yield House(server=server, settings=settings, bus=bus, books=Books.on(bus), folder=folder)
 
 
-def with_quick_children(monkeypatch: pytest.MonkeyPatch, *, seconds: float = 0.0, fate: str = "succeed") -> None:
+def with_quick_children(
+    monkeypatch: pytest.MonkeyPatch, *, seconds: float = 0.0, fate: str = "succeed", alerts: int = 0
+) -> None:
     """Daemons of this test start ``tests.fixtures.child`` instead of the real child."""
     monkeypatch.setattr(run_module, "run_child", functools.partial(run_child, command=child.COMMAND))
     monkeypatch.setenv("CHILD_SECONDS", str(seconds))
     monkeypatch.setenv("CHILD_FATE", fate)
+    monkeypatch.setenv("CHILD_ALERTS", str(alerts))
