@@ -9,7 +9,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
 import numpy as np
@@ -69,7 +69,7 @@ class Walk:
         reference: Reader | None = None,
         threads: int = 0,
         has_sketch: bool = False,
-        keeps_bytes: bool = False,
+        kept_blocks: Collection[str] = (),
         on_progress: OnProgress = lambda _: None,
         read_values: int = READ,
     ) -> None:
@@ -81,7 +81,7 @@ class Walk:
             reference: The reference's, where the plan has one.
             threads: 0: one for each core.
             has_sketch: Whether sketches are made.
-            keeps_bytes: Whether blocks come with their bytes; then at most ``AHEAD`` blocks are in memory.
+            kept_blocks: Names of blocks that come with their bytes; at most ``AHEAD`` of them are in memory.
             on_progress: Called in the iterating thread after each block, and twice a second.
             read_values: Values read at a time, a multiple of the kernel's piece; it changes no result.
         """
@@ -89,7 +89,7 @@ class Walk:
         self._target = target
         self._reference = reference
         self._has_sketch = has_sketch
-        self._keeps_bytes = keeps_bytes
+        self._kept_blocks = kept_blocks
         self._on_progress = on_progress
         self._read_values = read_values
         self._kept: dict[str, tuple[Bytes, Bytes]] = {}
@@ -122,7 +122,12 @@ class Walk:
                 while not all(pair.target.name in found for pair in block.pairs):
                     self._collect(found, number)
                 tensors = tuple(found.pop(pair.target.name) for pair in block.pairs)
-                yield self._with_bytes(BlockResult(block=block, tensors=tensors))
+                result = BlockResult(block=block, tensors=tensors)
+                if block.name not in self._kept_blocks:
+                    yield result
+                    continue
+                yield self._with_bytes(result)
+                del result
                 self._room.release()
             self._report(len(self._plan.blocks))
         finally:
@@ -143,8 +148,6 @@ class Walk:
         found[result.pair.target.name] = result
 
     def _with_bytes(self, result: BlockResult) -> BlockResult:
-        if not self._keeps_bytes:
-            return result
         pairs = result.block.pairs
         kept = {pair.target.name: self._kept.pop(pair.target.name) for pair in pairs}
         return replace(
@@ -172,10 +175,11 @@ class Walk:
     def _cut(self) -> Iterator[Segment]:
         """Every segment of every tensor, in the order of the walk; a tensor without values gives its result at once."""
         for block in self._plan.blocks:
-            if self._keeps_bytes:
+            is_kept = block.name in self._kept_blocks
+            if is_kept:
                 self._room.acquire()
             for pair in block.pairs:
-                if self._keeps_bytes:
+                if is_kept:
                     other = pair.reference.size if pair.reference else 0
                     self._kept[pair.target.name] = np.empty(pair.target.size, np.uint8), np.empty(other, np.uint8)
                 tally = Tally(pair, has_sketch=self._has_sketch)
@@ -208,10 +212,12 @@ class Walk:
         kept = self._kept.get(pair.target.name)
         for start in range(segment.start, segment.stop, self._read_values):
             stop = min(start + self._read_values, segment.stop)
-            mine = self._read(self._target, pair.target, start, stop, kept[0] if kept else target)
+            into = _window(kept[0], pair.target, start) if kept else target
+            mine = self._read(self._target, pair.target, start, stop, into)
             theirs = reference[:0]
             if pair.reference is not None:
-                theirs = self._read_reference(pair.reference, start, stop, kept[1] if kept else reference)
+                into = _window(kept[1], pair.reference, start) if kept else reference
+                theirs = self._read_reference(pair.reference, start, stop, into)
             window[kernels.START] = start
             kernels.dig(
                 mine,
@@ -229,9 +235,7 @@ class Walk:
 
     def _read(self, reader: Reader, entry: TensorEntry, start: int, stop: int, into: Bytes) -> Bytes:
         width = WIDTHS[entry.dtype]
-        # The whole tensor's buffer where its bytes are kept, else one that is used again and again.
-        first = start * width if self._keeps_bytes else 0
-        buffer = into[first : first + (stop - start) * width]
+        buffer = into[: (stop - start) * width]
         reader.read(entry, start * width, buffer.data)
         return buffer
 
@@ -243,3 +247,8 @@ class Walk:
             return self._read(self._reference, entry, start, stop, into)
         except CheckpointError as error:
             raise ReferenceUnreadableError from error
+
+
+def _window(kept: Bytes, entry: TensorEntry, start: int) -> Bytes:
+    """A tensor's buffer from a value on."""
+    return kept[start * WIDTHS[entry.dtype] :]

@@ -42,11 +42,8 @@ class Unit(Struct, frozen=True):
     name: str
     module: nn.Module
     slots: tuple[Slot, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        """Of its weights as stored."""
-        return sum(slot.entry.size for slot in self.slots)
+    is_token_table: bool = False
+    """Whether it is the token embeddings and nothing else; of these only some rows are needed."""
 
 
 class Skeleton(Struct, frozen=True):
@@ -199,7 +196,16 @@ def _units(model: PreTrainedModel, index: CheckpointIndex) -> dict[str, Unit]:
             name, path = parameter.rpartition(".")[0], module_path
         module = model.get_submodule(module_path)
         slots.setdefault(name, []).append(Slot(module, attribute, entry, module._parameters[attribute]))  # type: ignore[arg-type]  # noqa: SLF001
-    return {name: Unit(name, model.get_submodule(paths[name]), tuple(held)) for name, held in slots.items()}
+    table = model.get_input_embeddings()
+    return {
+        name: Unit(
+            name,
+            module := model.get_submodule(paths[name]),
+            tuple(held),
+            module is table and isinstance(module, nn.Embedding) and len(held) == 1,
+        )
+        for name, held in slots.items()
+    }
 
 
 def _unit_of(parameter: str, entry: TensorEntry) -> tuple[str, str]:

@@ -1,5 +1,7 @@
 """The streamed forward pass: target and reference in lockstep, one block's weights in place at a time.
 
+Of a table of embeddings only the rows of the probes' tokens are read.
+
 ``Lockstep.through`` takes the walk's blocks as they come and passes them on. While a block's bytes are at hand, every
 forward pass that waits for it runs through it: those of the target, one a batch of probes, then those of the reference.
 What a model asks for out of the walk's order, a head tied to the embedding for one, is read again. If the forward pass
@@ -20,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from archaeologist.checkpoints.index import TensorEntry
 from archaeologist.checkpoints.reader import Reader
 from archaeologist.errors import ArchaeologistError
-from archaeologist.excavation.forward.model import DTYPES, Skeleton, Slot, Unit
+from archaeologist.excavation.forward.model import DTYPES, Skeleton, Unit
 from archaeologist.excavation.forward.stepper import Stepper
 from archaeologist.excavation.walk import BlockResult
 
@@ -67,6 +69,7 @@ class Side:
         self.model = model
         self.device = device
         self._reader = reader
+        self._used = torch.unique(torch.cat([batch.input_ids.flatten() for batch in batches]))
         self._hooks = list(self._hooked(has_submodules=has_submodules))
         self._outputs: dict[str, dict[int, torch.Tensor]] = {}
         # Buffers, the frequencies of rotary embeddings for one; parameters stay on the meta device.
@@ -87,14 +90,16 @@ class Side:
             unit: One of the model's.
             at_hand: Bytes by stored name; what is missing is read.
         """
-        for slot in unit.slots:
-            values = _tensor(slot.entry, at_hand.get(slot.entry.name), self._reader)
-            _put(slot, values.to(self.device, slot.empty.dtype))
-        try:
-            yield
-        finally:
+        with contextlib.ExitStack() as stack:
             for slot in unit.slots:
-                slot.module._parameters[slot.attribute] = slot.empty  # noqa: SLF001 - registering would check and copy
+                stack.callback(slot.module._parameters.__setitem__, slot.attribute, slot.empty)  # noqa: SLF001
+                if unit.is_token_table:
+                    values = _rows(slot.entry, self._used, self._reader)
+                else:
+                    values = _tensor(slot.entry, at_hand.get(slot.entry.name), self._reader)
+                parameter = nn.Parameter(values.to(self.device, slot.empty.dtype), requires_grad=False)
+                slot.module._parameters[slot.attribute] = parameter  # noqa: SLF001 - registering would check and copy
+            yield
 
     def step(self, name: str) -> None:
         """Runs every pass that waits for the unit up to its next one."""
@@ -152,12 +157,25 @@ class Side:
 
     def _hooked(self, *, has_submodules: bool) -> Iterator[Any]:
         for unit in self.model.units.values():
-            yield unit.module.register_forward_pre_hook(_pausing(unit.name))
+            yield unit.module.register_forward_pre_hook(self._pausing(unit))
             yield unit.module.register_forward_hook(self._keeping(unit.name))
             if has_submodules:
                 for name, child in unit.module.named_children():
                     if name in SUBMODULES:
                         yield child.register_forward_hook(self._keeping(f"{unit.name}/{SUBMODULES[name]}"))
+
+    def _pausing(self, unit: Unit) -> Callable[[nn.Module, Any], Any]:
+        def pause(_module: nn.Module, arguments: Any) -> Any:
+            stepper = Stepper.running()
+            if stepper is None:
+                return None
+            stepper.pause(unit.name)
+            if not unit.is_token_table:
+                return None
+            # The ids as numbers of the rows that are in place.
+            return torch.searchsorted(self._used.to(self.device), arguments[0].contiguous()), *arguments[1:]
+
+        return pause
 
     def _keeping(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def keep(_module: nn.Module, _arguments: Any, output: Any) -> None:
@@ -189,6 +207,11 @@ class Lockstep:
         self._on_outputs = on_outputs
         self._passed: set[str] = set()
         self._calls: dict[str, int] = {}
+
+    def needed(self) -> frozenset[str]:
+        """The blocks whose bytes the models take from the walk."""
+        units = (unit for side in self._sides for unit in side.model.units.values())
+        return frozenset(unit.name for unit in units if unit.slots and not unit.is_token_table)
 
     def through(self, blocks: Iterator[BlockResult]) -> Iterator[BlockResult]:
         """The same blocks, each after the forward passes went through it; at the end they are done."""
@@ -273,15 +296,6 @@ class _LastHidden(BaseModelOutputWithPastAndCrossAttentions):
         """Called for what is not there."""
 
 
-def _pausing(name: str) -> Callable[[nn.Module, Any], None]:
-    def pause(_module: nn.Module, _arguments: Any) -> None:
-        stepper = Stepper.running()
-        if stepper is not None:
-            stepper.pause(name)
-
-    return pause
-
-
 def _tensor(entry: TensorEntry, at_hand: Bytes | None, reader: Reader) -> torch.Tensor:
     """A tensor of the checkpoint, sharing memory with the bytes."""
     if at_hand is None:
@@ -290,5 +304,10 @@ def _tensor(entry: TensorEntry, at_hand: Bytes | None, reader: Reader) -> torch.
     return torch.from_numpy(at_hand).view(DTYPES[entry.dtype]).reshape(entry.shape)
 
 
-def _put(slot: Slot, values: torch.Tensor) -> None:
-    slot.module._parameters[slot.attribute] = nn.Parameter(values, requires_grad=False)  # noqa: SLF001 - as above
+def _rows(entry: TensorEntry, rows: torch.Tensor, reader: Reader) -> torch.Tensor:
+    """Some rows of a matrix, in the order given."""
+    size = entry.size // entry.shape[0]
+    found = np.empty((len(rows), size), np.uint8)
+    for number, row in enumerate(rows.tolist()):
+        reader.read(entry, row * size, found[number].data)
+    return torch.from_numpy(found.reshape(-1)).view(DTYPES[entry.dtype]).reshape(len(rows), *entry.shape[1:])

@@ -53,7 +53,7 @@ def ran(folders: Sequence[Path], *, is_whole: bool = False) -> Iterator[tuple[li
             planned(folders[0], folders[1] if len(folders) > 1 else None),
             target=readers[0],
             reference=readers[1] if len(readers) > 1 else None,
-            keeps_bytes=True,
+            kept_blocks=lockstep.needed(),
         )
         for _ in lockstep.through(walk.blocks()):
             pass
@@ -152,7 +152,7 @@ def test_a_forward_pass_that_fails_leaves_the_walk_alone(tmp_path: Path) -> None
                 raise RuntimeError(msg)
 
         lockstep = Lockstep(side, None, refuse)
-        walk = Walk(planned(folder), target=reader, keeps_bytes=True)
+        walk = Walk(planned(folder), target=reader, kept_blocks=lockstep.needed())
         blocks = [result.block.name for result in lockstep.through(walk.blocks())]
     assert lockstep.failure == "the forward pass failed: RuntimeError: no room"
     assert blocks[-1] == "lm_head"
