@@ -1,7 +1,8 @@
 """Predictions and functional drift against sums in Python's floats, and on planted logits."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -167,6 +168,28 @@ def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert mine is not None
         for field in mine.__struct_fields__:
             assert getattr(mine, field) == pytest.approx(getattr(theirs, field), rel=1e-13)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets torch's number of threads for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_threads_change_nothing_and_torch_keeps_its_number(threads: Callable[[int], None]) -> None:
+    target, reference = logits(25, 11, 60), logits(26, 11, 60)
+    threads(1)
+    alone = drift(target, reference)
+    for count in (2, 3, 12):
+        threads(count)
+        shared = drift(target, reference)
+        assert (shared.positions, shared.top1_agreement) == (11, alone.top1_agreement)
+        assert (shared.kl, shared.js) == (pytest.approx(alone.kl, rel=1e-13), pytest.approx(alone.js, rel=1e-13))
+        with ThreadPoolExecutor(1) as pool:
+            later = pool.submit(torch.get_num_threads).result()
+        assert torch.get_num_threads() == later == count
 
 
 def test_a_skill_has_the_numbers_of_its_positions_alone() -> None:
