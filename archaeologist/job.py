@@ -118,6 +118,7 @@ def _run(excavation: Excavation, on_progress: Callable[[Progress], None], starte
     return Succeeded(
         artifact_sha256=digest,
         has_sketch=found.has_sketch,
+        has_activations=found.forward is not None and bool(found.forward.activation_stats),
         has_drift=drift is not None,
         most_changed_layer=drift.most_changed_layer if drift else None,
         most_changed_layer_relative=drift.most_changed_layer_relative if drift else None,

@@ -99,6 +99,19 @@ class PinSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     when_impossible: Literal["read_in_place", "refuse"] = "read_in_place"
 
 
+class ActivationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the model is run on, where a request does not say."""
+
+    probes: str = "default"
+    probes_folder: str | None = None
+    """The user's own probe sets; ``probes`` under the root by default."""
+    max_probe_tokens: Annotated[int, Meta(ge=1, le=10**7)] = 4096
+    tokenizers: dict[str, str] = {}
+    """Folder of the tokenizer by ``model_ref``, for checkpoints saved without one."""
+    submodules: bool = False
+    """Statistics of the outputs of attention and MLP too."""
+
+
 class JobTypeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Limits of one job type."""
 
@@ -187,6 +200,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     policy: PolicySettings = PolicySettings()
     campaigns: dict[str, CampaignSettings] = {}
     pins: PinSettings = PinSettings()
+    activations: ActivationSettings = ActivationSettings()
     jobs: JobsSettings = JobsSettings()
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     log: LogSettings = LogSettings()

@@ -273,6 +273,15 @@ EVENT_DATA: Final[dict[str, type[EventData]]] = {
 }
 
 
+class ForwardOptions(Struct, frozen=True, kw_only=True):
+    """Where probes and tokenizers lie on this machine, and what more is looked at; not part of a job's key."""
+
+    probes_folder: str | None = None
+    tokenizer_path: str | None = None
+    """For a checkpoint saved without a tokenizer."""
+    submodules: bool = False
+
+
 class Excavation(Struct, frozen=True, kw_only=True):
     """What a child process reads on standard input: a job and where and how to run it."""
 
@@ -285,6 +294,7 @@ class Excavation(Struct, frozen=True, kw_only=True):
     threads: int = 0
     """0: one for each core the process may use."""
     drop_page_cache: bool = False
+    activations: ForwardOptions = ForwardOptions()
 
 
 class Progress(Struct, frozen=True, kw_only=True, tag_field="kind", tag="progress"):

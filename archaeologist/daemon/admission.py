@@ -127,11 +127,14 @@ class Admission:
                 resolve_under(Path(locating.mapped(output, self._settings.paths)), self._settings.allowed_roots)
             )
         is_drift = request.job_type == "layer_drift"
+        wants_activations = request.compute_activations and not is_drift
+        activations = self._settings.activations
         return JobOptions(
-            compute_activations=request.compute_activations and not is_drift,
+            compute_activations=wants_activations,
             compute_drift=has_reference,
-            probe_dataset=request.probe_dataset,
-            max_probe_tokens=request.max_probe_tokens,
+            # Of the settings where the request is silent, so that other probes are another job.
+            probe_dataset=(request.probe_dataset or activations.probes) if wants_activations else None,
+            max_probe_tokens=(request.max_probe_tokens or activations.max_probe_tokens) if wants_activations else None,
             model_ref=request.model_ref,
             metrics=metrics,
             output_path=output,

@@ -1,20 +1,15 @@
-"""The ``layer_stats`` job: weight health of one checkpoint, and its drift where there is a reference.
-
-Activations are not part of it yet; an artifact that was asked for them says so.
-"""
+"""The ``layer_stats`` job: weight health of one checkpoint, its drift where there is a reference, its activations."""
 
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
 
+from archaeologist.excavation.forward.found import Found
 from archaeologist.excavation.survey import Survey, survey, versions
 from archaeologist.excavation.walk import OnProgress
 from archaeologist.statistics import sketch
 from contracts.artifacts import LayerStats, SketchInfo
 from contracts.messages import Excavation
-
-NO_ACTIVATIONS: Final = "activation statistics come with a later version"
 
 
 def excavate(excavation: Excavation, on_progress: OnProgress) -> tuple[LayerStats, Survey]:
@@ -29,6 +24,7 @@ def excavate(excavation: Excavation, on_progress: OnProgress) -> tuple[LayerStat
     job = excavation.job
     found = survey(excavation, on_progress, is_reference_needed=job.reference_is_explicit)
     reference = job.reference if found.global_drift else None
+    forward = found.forward or Found()
     artifact = LayerStats(
         campaign_id=job.campaign_id,
         hero_id=job.hero_id,
@@ -38,6 +34,12 @@ def excavate(excavation: Excavation, on_progress: OnProgress) -> tuple[LayerStat
         created_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         weight_stats=found.weights,
         global_weight_stats=found.global_weights,
+        activation_stats=forward.activation_stats,
+        probe_info=forward.probe_info,
+        forward=forward.forward,
+        output_stats=forward.output_stats,
+        output_stats_by_skill=forward.output_stats_by_skill,
+        functional_drift=forward.functional_drift,
         drift_stats=found.drift,
         reference_checkpoint_path=reference.path if reference else None,
         global_drift_stats=found.global_drift,
@@ -52,7 +54,8 @@ def excavate(excavation: Excavation, on_progress: OnProgress) -> tuple[LayerStat
         reference_coverage=found.plan.reference_coverage,
         comparison=found.plan.comparison,
         sketch=_sketch_info(excavation) if found.has_sketch else None,
-        not_computed={"activations": NO_ACTIVATIONS} if job.options.compute_activations else {},
+        device=forward.forward.device if forward.forward else "cpu",
+        not_computed=forward.not_computed,
         warnings=(*job.notes, *found.warnings),
         worker=excavation.worker,
         versions=versions(),

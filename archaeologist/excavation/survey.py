@@ -6,10 +6,11 @@ warning, not the job.
 
 import contextlib
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numba
 import numpy as np
@@ -21,7 +22,7 @@ from archaeologist.checkpoints.fingerprint import fingerprint
 from archaeologist.checkpoints.index import CheckpointIndex, read_index
 from archaeologist.checkpoints.names import is_bias
 from archaeologist.checkpoints.reader import Reader
-from archaeologist.errors import CheckpointChanged, CheckpointError, NothingComparable
+from archaeologist.errors import ArchaeologistError, CheckpointChanged, CheckpointError, NothingComparable
 from archaeologist.excavation.plan import Plan, Ties, find_ties, plan_walk
 from archaeologist.excavation.sketch_file import SketchFile
 from archaeologist.excavation.walk import BlockResult, OnProgress, ReferenceUnreadableError, Walk
@@ -37,6 +38,10 @@ from contracts.artifacts import (
     Versions,
 )
 from contracts.messages import Excavation, Side
+
+if TYPE_CHECKING:
+    from archaeologist.excavation.forward.found import Found
+    from archaeologist.excavation.forward.probing import Probing
 
 _NAMED: Final = 3
 """How many names a warning lists."""
@@ -60,10 +65,13 @@ class Survey(Struct, frozen=True, kw_only=True):
     drift: dict[str, LayerDriftStats] = {}
     global_drift: GlobalDriftStats | None = None
     """None where nothing was compared."""
+    forward: "Found | None" = None
+    """What running the model gave; None where that was not asked for."""
     has_sketch: bool = False
     warnings: tuple[str, ...] = ()
     timings: dict[str, float] = {}
-    """Seconds by stage: open (headers, fingerprints, ties) and walk."""
+    """Seconds by stage: load (the compiled code), open (headers, fingerprints, ties), model (building it and reading
+    the probes), walk (with the forward pass), head."""
 
 
 def survey(excavation: Excavation, on_progress: OnProgress, *, is_reference_needed: bool) -> Survey:
@@ -108,26 +116,59 @@ def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgr
         )
         _check_comparable(plan)
         opened = time.perf_counter()
+        probing, reason = _probing(excavation, target, theirs, files)
+        built = time.perf_counter()
         walk = Walk(
             plan,
             target=target.reader,
             reference=theirs.reader if theirs else None,
             threads=excavation.threads,
             has_sketch=excavation.sketch_path is not None,
+            kept_blocks=probing.needed() if probing else (),
             on_progress=on_progress,
         )
-        found = _collect(plan, target.index, _sketched(walk.blocks(), plan, excavation))
-    walked = time.perf_counter()
+        blocks = _sketched(walk.blocks(), plan, excavation)
+        found = _collect(plan, target.index, probing.through(blocks) if probing else blocks)
+        walked = time.perf_counter()
+        forward = probing.found() if probing else reason
+    stages = {"load": loaded - started, "open": opened - loaded, "walk": walked - built}
+    if probing:
+        stages |= {"model": built - opened, "head": time.perf_counter() - walked}
     return replace(
         found,
+        forward=forward,
         has_sketch=excavation.sketch_path is not None,
         warnings=_warnings(found),
-        timings={
-            "load": round(loaded - started, 6),
-            "open": round(opened - loaded, 6),
-            "walk": round(walked - opened, 6),
-        },
+        timings={stage: round(seconds, 6) for stage, seconds in stages.items()},
     )
+
+
+def _probing(
+    excavation: Excavation, target: Opened, reference: Opened | None, files: contextlib.ExitStack
+) -> "tuple[Probing | None, Found | None]":
+    """The forward pass beside the walk, or why there is none; both None where it was not asked for."""
+    job = excavation.job
+    if job.job_type != "layer_stats" or not job.options.compute_activations:
+        return None, None
+    # Importing torch takes seconds and 200 MB: only now, and not for what is missing anyway.
+    from archaeologist.excavation.forward.found import Found  # noqa: PLC0415
+    from archaeologist.excavation.forward.tokens import find_tokenizer  # noqa: PLC0415
+
+    tokenizer = excavation.activations.tokenizer_path
+    fallback = Path(tokenizer) if tokenizer else None
+    try:
+        find_tokenizer(Path(job.target.read_path), fallback=fallback)
+        from archaeologist.excavation.forward.probing import Checkpoint, Probing  # noqa: PLC0415
+
+        sides = [
+            Checkpoint(folder=Path(side.read_path), index=opened.index, reader=opened.reader)
+            for side, opened in ((job.target, target), (job.reference, reference))
+            if side is not None and opened is not None
+        ]
+        probing = Probing(excavation, sides[0], sides[1] if len(sides) > 1 else None)
+    except ArchaeologistError as error:
+        return None, Found(not_computed={"activations": f"{error.code}: {error}"})
+    return files.enter_context(probing), None
 
 
 def _open(side: Side, files: contextlib.ExitStack, excavation: Excavation) -> Opened:
@@ -281,9 +322,14 @@ def findings(found: Survey) -> tuple[str, ...]:
 
 
 def versions() -> Versions:
-    """What computes the artifact."""
+    """What computes the artifact; torch and transformers where they ran."""
+    modules = {name: sys.modules.get(name) for name in ("torch", "transformers")}
     return Versions(
-        archaeologist=__version__, python=platform.python_version(), numpy=np.__version__, numba=numba.__version__
+        archaeologist=__version__,
+        python=platform.python_version(),
+        numpy=np.__version__,
+        numba=numba.__version__,
+        **{name: str(module.__version__) for name, module in modules.items() if module is not None},
     )
 
 

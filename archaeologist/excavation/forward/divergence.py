@@ -22,6 +22,8 @@ _PIECE_VALUES: Final = 1 << 17
 CPU's caches."""
 _PIECE_VALUES_OFF_CPU: Final = 1 << 22
 """The same on a GPU: enough to keep it busy, and about 170 MB in all."""
+_MOST_LANES: Final = 16
+"""Threads at most: each takes 5 MB at 150,000 tokens, and slices have some dozens of positions."""
 
 _IMPOSSIBLE: Final = -1e300
 """Stands for a logit of -infinity, whose probability of 0 times infinity would be NaN."""
@@ -209,8 +211,9 @@ class _Lane:
 
 
 def _lanes(logits: torch.Tensor) -> list[_Lane]:
-    """As many as torch uses threads; one on a GPU."""
-    return [_Lane(logits) for _ in range(torch.get_num_threads() if logits.device.type == "cpu" else 1)]
+    """As many as torch has threads here; one on a GPU."""
+    count = min(torch.get_num_threads(), _MOST_LANES) if logits.device.type == "cpu" else 1
+    return [_Lane(logits) for _ in range(count)]
 
 
 def _measure(

@@ -1,0 +1,114 @@
+"""From the outputs of blocks to the artifact's activation statistics, and to similarity with the reference's."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from archaeologist.excavation.forward.streaming import Hidden, Outputs
+from archaeologist.excavation.forward.tokens import Tokens
+from archaeologist.statistics import activations, representation
+from contracts.artifacts import ActivationDistribution, LayerActivationStats, Similarity
+
+Floats = npt.NDArray[np.float32]
+
+
+class ActivationStatistics:
+    """Collects each block's statistics while its outputs are in memory."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        """Holds nothing yet."""
+        self.stats: dict[str, LayerActivationStats] = {}
+        self.similarity: dict[str, Similarity] = {}
+        lengths = [len(ids) for ids in tokens.ids]
+        order = [number for batch in tokens.batches for number in batch]
+        self._lengths = [lengths[number] for number in order]
+        self._batches = tokens.batches
+        self._is_first = np.concatenate([np.arange(length) == 0 for length in self._lengths])
+        by_position = [tokens.skills[number] for number in order for _ in range(lengths[number])]
+        self._skills = np.array([skill or "" for skill in by_position], dtype=object)
+        self._names = sorted({skill for skill in by_position if skill})
+
+    def add(self, outputs: Outputs) -> None:
+        """A block's; ignored where they are no hidden states of the probes."""
+        rows = self.positions(outputs.target)
+        if rows is None:
+            return
+        later = ~self._is_first
+        hidden = rows.float().cpu().numpy()
+        everywhere = _distribution(rows[torch.from_numpy(later)])
+        massive_count, massive_channels = activations.massive(hidden)
+        rank, rank_tokens = representation.rankme(hidden[later])
+        self.stats[outputs.name] = LayerActivationStats(
+            name=outputs.name,
+            mean=everywhere.mean,
+            std=everywhere.std,
+            max=everywhere.max,
+            min=everywhere.min,
+            percentile_1=everywhere.percentile_1,
+            percentile_99=everywhere.percentile_99,
+            zero_fraction=everywhere.zero_fraction,
+            distribution=everywhere,
+            first_token=_distribution(rows[torch.from_numpy(self._is_first)]),
+            by_skill={skill: _distribution(rows[torch.from_numpy(self._of(skill))]) for skill in self._names},
+            submodules=self._submodules(outputs),
+            positions=int(later.sum()),
+            token_norm=activations.token_norm(hidden[later]),
+            massive_count=massive_count,
+            massive_channels=massive_channels,
+            outlier_channels=activations.outlier_channels(hidden[later]),
+            rankme=rank,
+            rankme_tokens=rank_tokens,
+            anisotropy=representation.anisotropy(hidden[later]),
+            feature_variance=representation.feature_variance(hidden[later]),
+        )
+        if outputs.reference is not None and (theirs := self.positions(outputs.reference)) is not None:
+            self.similarity[outputs.name] = self._similar(hidden, theirs.float().cpu().numpy())
+
+    def positions(self, hidden: Hidden) -> torch.Tensor | None:
+        """The real positions of all batches in a row, (positions, channels); None where the shapes are others."""
+        rows = []
+        for batch, numbers in zip(hidden, self._split(), strict=True):
+            if batch.dim() != 3 or batch.shape[0] != len(numbers) or batch.shape[1] < max(numbers):  # noqa: PLR2004
+                return None
+            rows += [batch[row, :length] for row, length in enumerate(numbers)]
+        return torch.cat(rows)
+
+    def _split(self) -> list[Sequence[int]]:
+        """The lengths of each batch's sequences."""
+        found: list[Sequence[int]] = []
+        start = 0
+        for batch in self._batches:
+            found.append(self._lengths[start : start + len(batch)])
+            start += len(batch)
+        return found
+
+    def _of(self, skill: str) -> npt.NDArray[np.bool_]:
+        mask: npt.NDArray[np.bool_] = (self._skills == skill) & ~self._is_first
+        return mask
+
+    def _submodules(self, outputs: Outputs) -> dict[str, ActivationDistribution]:
+        later = torch.from_numpy(~self._is_first)
+        parts = {part: self.positions(hidden) for part, hidden in outputs.submodules.items()}
+        return {part: _distribution(rows[later]) for part, rows in parts.items() if rows is not None}
+
+    def _similar(self, mine: Floats, theirs: Floats) -> Similarity:
+        later = ~self._is_first
+        return Similarity(
+            cka=representation.debiased_cka(mine[later], theirs[later]),
+            cka_without_outliers=representation.cka_without_outliers(mine[later], theirs[later]),
+            positions=int(later.sum()),
+            by_skill={
+                skill: representation.debiased_cka(mine[self._of(skill)], theirs[self._of(skill)])
+                for skill in self._names
+            },
+        )
+
+
+def _distribution(rows: torch.Tensor) -> ActivationDistribution:
+    rows = rows.contiguous().cpu()
+    if rows.dtype in (torch.bfloat16, torch.float16):
+        kind = "BF16" if rows.dtype == torch.bfloat16 else "F16"
+        return activations.distribution_of_bits(rows.view(torch.uint16).numpy(), kind)
+    return activations.distribution(rows.float().numpy())

@@ -1,0 +1,240 @@
+"""Runs probes through the target, and through the reference beside it: the forward half of a ``layer_stats`` job.
+
+Whatever cannot be computed is named with its reason in ``not_computed``; weights and drift never depend on it.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, Self
+
+import torch
+from msgspec import Struct
+
+from archaeologist.checkpoints.index import CheckpointIndex
+from archaeologist.checkpoints.reader import Reader
+from archaeologist.errors import ArchaeologistError, ModelUnsupported
+from archaeologist.excavation.forward.activations import ActivationStatistics
+from archaeologist.excavation.forward.divergence import Predictions
+from archaeologist.excavation.forward.found import Found
+from archaeologist.excavation.forward.model import Skeleton, TensorsStoredOtherwise, skeleton, whole
+from archaeologist.excavation.forward.streaming import Batch, Lockstep, Side
+from archaeologist.excavation.forward.tokens import Tokens, tokenize
+from archaeologist.excavation.walk import BlockResult
+from archaeologist.probes.sets import ProbeSet, load
+from contracts.artifacts import ForwardInfo, FunctionalDrift, ProbeInfo
+from contracts.messages import Excavation
+
+HEAD_POSITIONS: Final = 256
+"""Positions whose logits are in memory at once: of 150,000 tokens in bfloat16, 80 MB a model."""
+DEFAULT_TOKENS: Final = 4096
+WHOLE_FACTOR: Final = 1.5
+"""Of a checkpoint's size: what loading it whole may take at its peak."""
+
+
+class Checkpoint(Struct, frozen=True, kw_only=True):
+    """An open checkpoint and the folder it was opened in."""
+
+    folder: Path
+    index: CheckpointIndex
+    reader: Reader
+
+
+class Probing:
+    """The probes on their way through the models; a context manager."""
+
+    def __init__(self, excavation: Excavation, target: Checkpoint, reference: Checkpoint | None) -> None:
+        """Builds the models without their weights, and tokenizes the probes.
+
+        Raises:
+            ArchaeologistError: Probes, tokenizer or model cannot be used; the code says why.
+        """
+        options = excavation.activations
+        self._not_computed: dict[str, str] = {}
+        self._probes = load(
+            excavation.job.options.probe_dataset or "default",
+            folder=Path(options.probes_folder) if options.probes_folder else None,
+        )
+        self._device = torch.device("cpu")
+        self._steps: list[str] = []
+        self._model = self._built(target)
+        self._tokens = tokenize(
+            self._probes,
+            target.folder,
+            fallback=Path(options.tokenizer_path) if options.tokenizer_path else None,
+            max_tokens=excavation.job.options.max_probe_tokens or DEFAULT_TOKENS,
+            vocabulary=_vocabulary(self._model),
+        )
+        batches = [_batch(self._tokens, numbers) for numbers in self._tokens.batches]
+        self._target = Side(self._model, target.reader, batches, device=self._device, has_submodules=options.submodules)
+        self._reference = self._side(reference, batches) if reference else None
+        self._statistics = ActivationStatistics(self._tokens)
+        self._lockstep = Lockstep(self._target, self._reference, self._statistics.add)
+
+    def __enter__(self) -> Self:
+        """Starts nothing yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends the models' threads."""
+        self._lockstep.close()
+
+    def needed(self) -> frozenset[str]:
+        """The blocks whose bytes the models take from the walk."""
+        return self._lockstep.needed()
+
+    def through(self, blocks: Iterator[BlockResult]) -> Iterator[BlockResult]:
+        """The walk's blocks, each after the models ran through it."""
+        return self._lockstep.through(blocks)
+
+    def found(self) -> Found:
+        """The statistics; after the walk. Runs the head."""
+        not_computed, output = dict(self._not_computed), Found()
+        if self._lockstep.failure:
+            not_computed["activations"] = self._lockstep.failure
+        else:
+            try:
+                output = self._predictions()
+            except (ArchaeologistError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+                not_computed["predictions"] = f"the head failed: {type(error).__name__}: {error}"
+        return Found(
+            activation_stats=self._statistics.stats,
+            probe_info=_probe_info(self._probes, self._tokens),
+            forward=ForwardInfo(
+                way="whole" if self._steps else "streamed",
+                reason=self._steps[0] if self._steps else None,
+                device=str(self._device),
+                dtype=str(self._model.dtype).removeprefix("torch."),
+                attention=str(self._model.model.config._attn_implementation),  # noqa: SLF001 - nowhere else to read
+            ),
+            output_stats=output.output_stats,
+            output_stats_by_skill=output.output_stats_by_skill,
+            functional_drift=self._drift(output),
+            not_computed=not_computed | output.not_computed,
+        )
+
+    def _built(self, checkpoint: Checkpoint) -> Skeleton:
+        """The model to be streamed, or loaded whole where its tensors are not stored as its code has them."""
+        try:
+            return skeleton(checkpoint.folder, checkpoint.index)
+        except TensorsStoredOtherwise as reason:
+            size = sum(entry.size for entry in checkpoint.index.tensors.values())
+            if size * WHOLE_FACTOR > (free := _free_memory()):
+                msg = f"{reason}; loading it whole needs {size * WHOLE_FACTOR} bytes of memory and {free} are free"
+                raise ModelUnsupported(msg) from reason
+            self._steps.append(f"loaded whole: {reason}")
+            return whole(checkpoint.folder)
+
+    def _side(self, reference: Checkpoint, batches: Sequence[Batch]) -> Side | None:
+        try:
+            model = self._built(reference)
+            if _vocabulary(model) != _vocabulary(self._model):
+                self._not_computed["functional_drift"] = (
+                    f"the reference's vocabulary has {_vocabulary(model)} tokens and the target's"
+                    f" {_vocabulary(self._model)}; compare models with one tokenizer"
+                )
+                return None
+            return Side(model, reference.reader, batches, device=self._device)
+        except ArchaeologistError as error:
+            self._not_computed["functional_drift"] = f"the reference cannot be run: {error}"
+            return None
+
+    def _predictions(self) -> Found:
+        if self._model.head is None:
+            return Found(not_computed={"predictions": "the model has no causal head"})
+        asked = [self._target, *([self._reference] if self._reference else [])]
+        heads = [(side, head) for side in asked if (head := side.model.head) is not None]
+        sides = [side for side, _ in heads]
+        predictions = Predictions(has_reference=len(sides) > 1)
+        with contextlib.ExitStack() as stack:
+            for side, head in heads:
+                stack.enter_context(side.placed(head, {}))
+            rows = [self._statistics.positions(side.last_hidden()) for side in sides]
+            if any(hidden is None for hidden in rows):
+                return Found(not_computed={"predictions": "the last hidden states have another shape than the probes"})
+            keep, following, skills = _following(self._tokens)
+            for start in range(0, len(keep), HEAD_POSITIONS):
+                window = slice(start, start + HEAD_POSITIONS)
+                logits = [
+                    side.logits(hidden[keep[window]])
+                    for side, hidden in zip(sides, rows, strict=True)
+                    if hidden is not None
+                ]
+                predictions.add(logits[0], logits[1] if len(logits) > 1 else None, following[window], skills[window])
+        result = predictions.result()
+        return Found(
+            output_stats=result.output,
+            output_stats_by_skill=result.output_by_skill,
+            functional_drift=FunctionalDrift(
+                output=result.drift, output_by_skill=result.drift_by_skill, reference_output=result.reference_output
+            )
+            if len(sides) > 1
+            else None,
+        )
+
+    def _drift(self, output: Found) -> FunctionalDrift | None:
+        if self._reference is None or not self._statistics.similarity:
+            return None
+        known = output.functional_drift or FunctionalDrift()
+        return FunctionalDrift(
+            output=known.output,
+            output_by_skill=known.output_by_skill,
+            similarity=self._statistics.similarity,
+            reference_output=known.reference_output,
+        )
+
+
+def _free_memory() -> int:
+    """Bytes that can be had without swapping (proc(5))."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _vocabulary(model: Skeleton) -> int:
+    return int(next(model.model.get_input_embeddings().parameters()).shape[0])
+
+
+def _batch(tokens: Tokens, numbers: Sequence[int]) -> Batch:
+    lengths = [len(tokens.ids[number]) for number in numbers]
+    ids = torch.full((len(numbers), max(lengths)), tokens.pad_id, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, number in enumerate(numbers):
+        ids[row, : lengths[row]] = torch.tensor(tokens.ids[number])
+        mask[row, : lengths[row]] = 1
+    return Batch(input_ids=ids, attention_mask=None if min(lengths) == max(lengths) else mask)
+
+
+def _following(tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor, list[str | None]]:
+    """Positions with a next token, in the order of the batches; those tokens; their skills."""
+    keep: list[int] = []
+    following: list[int] = []
+    skills: list[str | None] = []
+    start = 0
+    for number in (number for batch in tokens.batches for number in batch):
+        ids = tokens.ids[number]
+        keep += range(start, start + len(ids) - 1)
+        following += ids[1:]
+        skills += [tokens.skills[number]] * (len(ids) - 1)
+        start += len(ids)
+    return torch.tensor(keep, dtype=torch.int64), torch.tensor(following, dtype=torch.int64), skills
+
+
+def _probe_info(probes: ProbeSet, tokens: Tokens) -> ProbeInfo:
+    by_skill: dict[str, int] = {}
+    for ids, skill in zip(tokens.ids, tokens.skills, strict=True):
+        if skill:
+            by_skill[skill] = by_skill.get(skill, 0) + len(ids)
+    return ProbeInfo(
+        dataset_id=probes.name,
+        num_sequences=len(tokens.ids),
+        total_tokens=sum(len(ids) for ids in tokens.ids),
+        source_file=probes.source,
+        sha256=probes.sha256,
+        tokenizer_sha256=tokens.sha256,
+        tokenizer_path=tokens.path,
+        tokens_by_skill=by_skill,
+        truncated=tokens.truncated,
+        batches=tokens.batches,
+    )

@@ -1,0 +1,136 @@
+"""Probes as token ids, in batches that run together. Imports transformers only once there is a tokenizer to load."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec import Struct
+
+from archaeologist.errors import NoTokens, TokenizerMissing, TokenizerUnfit
+from archaeologist.probes.sets import ProbeSet
+
+MARKS: Final = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+"""A folder with one of these has a tokenizer."""
+MAX_CELLS: Final = 2048
+"""Of a batch, padding included; a longer sequence runs alone."""
+MAX_PADDING: Final = 0.25
+
+
+class Tokens(Struct, frozen=True, kw_only=True):
+    """The probes as the model gets them."""
+
+    ids: tuple[tuple[int, ...], ...]
+    """One a probe that is kept."""
+    skills: tuple[str | None, ...]
+    batches: tuple[tuple[int, ...], ...]
+    """Numbers of the sequences that run together, padded on the right to the longest."""
+    truncated: bool
+    sha256: str
+    """Of the ids in order."""
+    path: str
+    """The tokenizer's folder."""
+    pad_id: int
+
+
+def find_tokenizer(checkpoint: Path, *, fallback: Path | None) -> Path:
+    """The folder that the tokenizer is loaded from: the checkpoint's, else the settings'. Imports nothing.
+
+    Raises:
+        TokenizerMissing: Neither has one.
+    """
+    for folder in (checkpoint, fallback):
+        if folder is not None and any((folder / mark).is_file() for mark in MARKS):
+            return folder
+    searched = " and ".join(repr(str(folder)) for folder in (checkpoint, fallback) if folder is not None)
+    msg = (
+        f"no tokenizer ({MARKS[0]}, …) in {searched}; save it with the checkpoint, or name its folder in the setting"
+        " activations.tokenizers under the model_ref"
+    )
+    raise TokenizerMissing(msg)
+
+
+def tokenize(probes: ProbeSet, checkpoint: Path, *, fallback: Path | None, max_tokens: int, vocabulary: int) -> Tokens:
+    """The probes as token ids, with the special tokens that the tokenizer adds by default.
+
+    Args:
+        probes: Texts in order.
+        checkpoint: Where the tokenizer is looked for first.
+        fallback: Where else.
+        max_tokens: Of all sequences together: the one that passes it is cut, later ones are left out.
+        vocabulary: Rows of the model's embedding.
+
+    Raises:
+        TokenizerMissing: There is none.
+        TokenizerUnfit: It cannot be loaded, or gives ids that the model has no embedding for.
+        NoTokens: Nothing is left to run.
+    """
+    folder = find_tokenizer(checkpoint, fallback=fallback)
+    tokenizer = _loaded(folder)
+    kept: list[tuple[tuple[int, ...], str | None]] = []
+    left, is_cut = max_tokens, False
+    for probe in probes.probes:
+        ids = tuple(tokenizer(probe.text)["input_ids"])
+        if len(ids) > left:
+            is_cut = True
+        if ids := ids[:left]:
+            kept.append((ids, probe.skill))
+        left -= len(ids)
+    if not kept:
+        msg = f"the probes {probes.source!r} give no tokens with at most {max_tokens}; raise max_probe_tokens"
+        raise NoTokens(msg)
+    sequences = tuple(ids for ids, _ in kept)
+    _check_fit(sequences, vocabulary, folder)
+    return Tokens(
+        ids=sequences,
+        skills=tuple(skill for _, skill in kept),
+        batches=batched([len(ids) for ids in sequences]),
+        truncated=is_cut,
+        sha256=hashlib.sha256(repr(sequences).encode()).hexdigest(),
+        path=str(folder),
+        pad_id=min(_pad_id(tokenizer), vocabulary - 1),
+    )
+
+
+def batched(lengths: list[int]) -> tuple[tuple[int, ...], ...]:
+    """Sequences of similar length together: few cells of padding, few passes. The same for the same lengths."""
+    batches: list[list[int]] = []
+    for number in sorted(range(len(lengths)), key=lambda number: (lengths[number], number)):
+        batch = [*batches[-1], number] if batches else []
+        # The new one is the longest: all are padded to it.
+        cells = len(batch) * lengths[number]
+        padding = cells - sum(lengths[member] for member in batch)
+        if batch and cells <= MAX_CELLS and padding <= MAX_PADDING * cells:
+            batches[-1] = batch
+        else:
+            batches.append([number])
+    return tuple(tuple(batch) for batch in batches)
+
+
+def _loaded(folder: Path) -> Any:
+    # Belt and braces: a tokenizer's configuration can name files of a hub.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from transformers import AutoTokenizer  # noqa: PLC0415
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        text = str(error).split("\n", maxsplit=1)[0]
+        msg = f"the tokenizer in {str(folder)!r} cannot be loaded: {text}; save it again with save_pretrained"
+        raise TokenizerUnfit(msg) from error
+
+
+def _check_fit(sequences: tuple[tuple[int, ...], ...], vocabulary: int, folder: Path) -> None:
+    largest = max(max(ids) for ids in sequences)
+    if largest >= vocabulary:
+        msg = (
+            f"the tokenizer in {str(folder)!r} gives id {largest} and the model has {vocabulary} embeddings; use the"
+            " tokenizer that the model was trained with"
+        )
+        raise TokenizerUnfit(msg)
+
+
+def _pad_id(tokenizer: Any) -> int:
+    """Any id will do: padding is masked out."""
+    found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return int(found or 0)
