@@ -204,9 +204,11 @@ class _Lane:
         columns = [mine.entropy, mine.loss(ids)]
         if reference is not None:
             theirs = self._theirs.probabilities(reference)
-            # Of several largest logits, as 16-bit heads give, both sides take the first.
+            # Of several largest logits, as 16-bit heads give, both sides take the first. Before the divergences, which
+            # overwrite the workspaces.
             agrees = mine.shifted.argmax(dim=1) == theirs.shifted.argmax(dim=1)
-            columns += [theirs.entropy, theirs.loss(ids), *_divergences(mine, theirs), agrees.double()]
+            columns += [theirs.entropy, theirs.loss(ids)]
+            columns += [*_divergences(mine, theirs), agrees.double()]
         return torch.stack(columns, dim=1)
 
 
@@ -222,7 +224,7 @@ def _measure(
     """The numbers of ``_Position``, for each position; every lane takes its share of them.
 
     A thread a lane, and none of torch's own within: those wait for each other after each of thousands of small
-    operations, and beside a busy neighbour (a trainer) every wait takes the time of its turn: 80 s for what takes 1.
+    operations, and beside a busy neighbour (a trainer) every wait takes the time of its turn: 80 s for what takes 2.
     """
     if len(lanes) == 1:
         return lanes[0].measure(logits, reference, ids)

@@ -182,11 +182,12 @@ def test_threads_change_nothing_and_torch_keeps_its_number(threads: Callable[[in
     target, reference = logits(25, 11, 60), logits(26, 11, 60)
     threads(1)
     alone = drift(target, reference)
-    for count in (2, 3, 12):
+    for count in (2, 3, 20):
         threads(count)
         shared = drift(target, reference)
         assert (shared.positions, shared.top1_agreement) == (11, alone.top1_agreement)
-        assert (shared.kl, shared.js) == (pytest.approx(alone.kl, rel=1e-13), pytest.approx(alone.js, rel=1e-13))
+        assert shared.kl == pytest.approx(alone.kl, rel=1e-13)
+        assert shared.js == pytest.approx(alone.js, rel=1e-13)
         with ThreadPoolExecutor(1) as pool:
             later = pool.submit(torch.get_num_threads).result()
         assert torch.get_num_threads() == later == count
