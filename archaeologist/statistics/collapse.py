@@ -35,6 +35,9 @@ LEAST_KL_NATS: Final = 0.05
 NO_KL_NATS: Final = 1e-3
 """Divergences up to this one count as the same: rounding. [judgement]"""
 
+WORSE_LOSS: Final = 0.1
+"""By how much the loss must exceed the first checkpoint's before a slow slide away from it is one. [judgement]"""
+
 _MAD_TO_SIGMA: Final = 1.4826
 """From the median absolute deviation of a normal distribution to its standard deviation."""
 _MANY: Final = 10
@@ -103,8 +106,10 @@ class Departure(Struct, frozen=True, kw_only=True):
     value: float
     baseline: float
     checkpoints: int
+    against: str
+    """What the baseline is, in words."""
     z: float | None = None
-    """None: compared with the reference, not with a history."""
+    """None: compared with one checkpoint, not with a history."""
 
     @property
     def family(self) -> str:
@@ -113,7 +118,7 @@ class Departure(Struct, frozen=True, kw_only=True):
 
     @property
     def confidence(self) -> Confidence:
-        """Low where only the reference was at hand."""
+        """Low where it was compared with one checkpoint only."""
         return "low" if self.z is None else "normal"
 
     @property
@@ -192,11 +197,11 @@ def _broken_message(broken: Broken) -> str:
 
 def _collapsing(present: Reading, earlier: Sequence[Reading]) -> list[Alert]:
     found = departures(present, earlier)
-    certain = {departure.family for departure in found if departure.confidence == "normal"}
-    families = {departure.family for departure in found}
-    if len(families) < FAMILIES_FOR_CRITICAL and families:
-        before = {departure.family for departure in departures(earlier[-1], earlier[:-1])} if earlier else set()
-        found = [departure for departure in found if departure.family in before]
+    if len(_families(found)) < FAMILIES_FOR_CRITICAL:
+        before = _families(departures(earlier[-1], earlier[:-1])) if earlier else set()
+        found = [departure for departure in found if departure.family in before] or slide(present, earlier)
+    families = _families(found)
+    certain = _families(departure for departure in found if departure.confidence == "normal")
     is_critical = len(certain) >= FAMILIES_FOR_CRITICAL
     return [
         _collapse_alert(
@@ -208,6 +213,10 @@ def _collapsing(present: Reading, earlier: Sequence[Reading]) -> list[Alert]:
     ]
 
 
+def _families(found: Iterable[Departure]) -> set[str]:
+    return {departure.family for departure in found}
+
+
 def departures(present: Reading, earlier: Sequence[Reading]) -> list[Departure]:
     """The metrics that are off in the direction of collapse, the farthest of each family.
 
@@ -215,15 +224,50 @@ def departures(present: Reading, earlier: Sequence[Reading]) -> list[Departure]:
         present: The checkpoint.
         earlier: Comparable ones, by step.
     """
+    return _farthest(_departure(name, present, earlier) for name in METRICS)
+
+
+def slide(present: Reading, earlier: Sequence[Reading]) -> list[Departure]:
+    """The metrics in which a campaign slid away from its first checkpoint, too slowly for any step to stand out.
+
+    Empty unless two families did, and the probes are predicted worse: that is what tells a slide from learning.
+    """
+    if not earlier:
+        return []
+    start = earlier[0]
+    loss, first_loss = present.values.get("loss"), start.values.get("loss")
+    if loss is None or first_loss is None or loss < (1 + WORSE_LOSS) * first_loss:
+        return []
+    found = _farthest(_since(start, name, present, checkpoints=len(earlier)) for name in METRICS)
+    return found if len(_families(found)) >= FAMILIES_FOR_CRITICAL else []
+
+
+def _since(start: Reading, name: str, present: Reading, *, checkpoints: int) -> Departure | None:
+    value, baseline = _finite(present.values.get(name)), _finite(start.values.get(name))
+    if value is None or baseline is None or (name == "kl" and not _has_such_a_reference(start, present)):
+        return None
+    if not _is_far(name, value, baseline):
+        return None
+    against = f"the value at step {start.step}, the first of {_checkpoints(checkpoints)}"
+    return Departure(metric=name, value=value, baseline=baseline, checkpoints=checkpoints, against=against)
+
+
+def _farthest(found: Iterable[Departure | None]) -> list[Departure]:
+    """Of each family the one that went farthest."""
     farthest: dict[str, Departure] = {}
-    for name, metric in METRICS.items():
-        found = _departure(name, metric, present, earlier)
-        if found and (found.family not in farthest or found.share > farthest[found.family].share):
-            farthest[found.family] = found
+    for departure in found:
+        if departure and (departure.family not in farthest or departure.share > farthest[departure.family].share):
+            farthest[departure.family] = departure
     return list(farthest.values())
 
 
-def _departure(name: str, metric: Metric, present: Reading, earlier: Sequence[Reading]) -> Departure | None:
+def _is_far(name: str, value: float, baseline: float) -> bool:
+    if name == "kl" and value - baseline < LEAST_KL_NATS:
+        return False
+    return _share(METRICS[name], value, baseline) >= LEAST_SHARE
+
+
+def _departure(name: str, present: Reading, earlier: Sequence[Reading]) -> Departure | None:
     value = _finite(present.values.get(name))
     if value is None:
         return None
@@ -233,11 +277,10 @@ def _departure(name: str, metric: Metric, present: Reading, earlier: Sequence[Re
         return _against_reference(name, value, present, earlier, checkpoints=len(history))
     baseline = median(history)
     z = abs(_z_of_divergence(value, history) if name == "kl" else robust_z(value, history))
-    if z <= CRITICAL_Z or _share(metric, value, baseline) < LEAST_SHARE:
+    if z <= CRITICAL_Z or not _is_far(name, value, baseline):
         return None
-    if name == "kl" and value - baseline < LEAST_KL_NATS:
-        return None
-    return Departure(metric=name, value=value, baseline=baseline, checkpoints=len(history), z=z)
+    against = f"the median of {_checkpoints(len(history))} ({_spreads(z)})"
+    return Departure(metric=name, value=value, baseline=baseline, checkpoints=len(history), against=against, z=z)
 
 
 def _z_of_divergence(value: float, history: Sequence[float]) -> float:
@@ -264,15 +307,17 @@ def _against_reference(
     loss, reference_loss = present.values.get("loss"), present.reference_values.get("loss")
     if loss is not None and reference_loss is not None and loss <= reference_loss:
         return None
+    against = f"the reference's value; {_checkpoints(checkpoints)} to compare with, {FEWEST} are needed"
     if name == "kl":
         # The nats that the reference's own predictions cost: the divergence is what the present model adds to them.
         entropy = present.reference_values.get("entropy")
         is_off = entropy is not None and value >= max(LEAST_SHARE * entropy, LEAST_KL_NATS)
-        return Departure(metric=name, value=value, baseline=0.0, checkpoints=checkpoints) if is_off else None
-    baseline = _finite(_of_reference(name, present, earlier))
-    if baseline is None or _share(METRICS[name], value, baseline) < LEAST_SHARE:
+        baseline: float | None = 0.0 if is_off else None
+    else:
+        baseline = _finite(_of_reference(name, present, earlier))
+    if baseline is None or not _is_far(name, value, baseline):
         return None
-    return Departure(metric=name, value=value, baseline=baseline, checkpoints=checkpoints)
+    return Departure(metric=name, value=value, baseline=baseline, checkpoints=checkpoints, against=against)
 
 
 def _of_reference(name: str, present: Reading, earlier: Sequence[Reading]) -> float | None:
@@ -313,12 +358,8 @@ def _collapse_message(departure: Departure, others: Sequence[str]) -> str:
         off = f"{_percent(departure.share)} of the way from {_shown(departure.baseline)} to 1"
     else:
         off = _off(departure.value, departure.baseline)
-    if departure.z is None:
-        history = f"the reference's value; {_checkpoints(departure.checkpoints)} to compare with, {FEWEST} are needed"
-    else:
-        history = f"the median of {_checkpoints(departure.checkpoints)} ({_spreads(departure.z)})"
     company = f"{' and '.join(others)} changed so too" if others else "so it was one checkpoint before"
-    found = f"{metric.words} is {_shown(departure.value)}, {off}, {history}; {company}"
+    found = f"{metric.words} is {_shown(departure.value)}, {off}, {departure.against}; {company}"
     return f"{found}. This is a sign of collapse, not a proof: read what the model writes."
 
 
