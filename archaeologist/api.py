@@ -36,6 +36,7 @@ from contracts.messages import (
     EventError,
     Excavation,
     Failed,
+    ForwardOptions,
     HeroId,
     Job,
     JobOptions,
@@ -49,6 +50,8 @@ from contracts.ulid import new_ulid
 
 METRICS: Final[tuple[DriftMetric, ...]] = get_args(DriftMetric)
 DEFAULT_METRICS: Final = ("l2", "cosine")
+DEFAULT_PROBES: Final = "default"
+MAX_PROBE_TOKENS: Final = 4096
 KILL_AFTER_SECONDS: Final = 10.0
 UNCLAIMED: Final = 0
 """Claims count from 1; a file of claim 0 belongs to no worker."""
@@ -76,6 +79,11 @@ def analyze(  # noqa: PLR0913 -- the options of the command, all by keyword
     compute_activations: bool = True,
     compute_drift: bool = True,
     model_ref: str | None = None,
+    probes: str = DEFAULT_PROBES,
+    probes_folder: str | Path | None = None,
+    max_probe_tokens: int = MAX_PROBE_TOKENS,
+    tokenizer: str | Path | None = None,
+    submodules: bool = False,
     threads: int = 0,
     output: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -89,6 +97,11 @@ def analyze(  # noqa: PLR0913 -- the options of the command, all by keyword
         compute_activations: Run the probes through the model.
         compute_drift: False: leave the reference out.
         model_ref: Recorded in the artifact.
+        probes: A packaged probe set, ``default``, ``BIN`` or ``SY``, or one of the folder.
+        probes_folder: Probe sets of your own.
+        max_probe_tokens: Of all probes together; the last one is cut.
+        tokenizer: Folder of the tokenizer, for a checkpoint saved without one.
+        submodules: Activation statistics of the outputs of attention and MLP too.
         threads: 0: one for each core.
         output: A folder: the artifact is written there as ``ckpt-{step:06d}.layer_stats.json``, the checkpoint's sketch
             beside it as ``ckpt-{step:06d}.sketch.safetensors``. None: nothing is written.
@@ -103,9 +116,16 @@ def analyze(  # noqa: PLR0913 -- the options of the command, all by keyword
         reference=reference if compute_drift else None,
         compute_activations=compute_activations,
         model_ref=model_ref,
+        probes=probes,
+        max_probe_tokens=max_probe_tokens,
     )
-    found = _run(excavate(job, threads=threads, output=output, progress=progress, cache=cache))
-    return decode_layer_stats(found)
+    options = ForwardOptions(
+        probes_folder=str(probes_folder) if probes_folder else None,
+        tokenizer_path=str(tokenizer) if tokenizer else None,
+        submodules=submodules,
+    )
+    running = excavate(job, threads=threads, output=output, progress=progress, cache=cache, activations=options)
+    return decode_layer_stats(_run(running))
 
 
 def drift(
@@ -147,6 +167,8 @@ def layer_stats_job(
     reference: str | Path | None = None,
     compute_activations: bool = True,
     model_ref: str | None = None,
+    probes: str = DEFAULT_PROBES,
+    max_probe_tokens: int = MAX_PROBE_TOKENS,
 ) -> Job:
     """The job that ``analyze`` runs: the daemon's own, without a queue. Reads both checkpoints' headers.
 
@@ -156,6 +178,8 @@ def layer_stats_job(
     options = JobOptions(
         compute_activations=compute_activations,
         compute_drift=reference is not None,
+        probe_dataset=probes if compute_activations else None,
+        max_probe_tokens=max_probe_tokens if compute_activations else None,
         model_ref=model_ref,
         metrics=known_metrics(DEFAULT_METRICS),
     )
@@ -255,6 +279,7 @@ async def excavate(
     output: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
     cache: Path | None = None,
+    activations: ForwardOptions | None = None,
 ) -> Excavated:
     """The artifact of a job, computed by a child process; on disk only with ``output``.
 
@@ -267,6 +292,7 @@ async def excavate(
             artifact_path=str(places.temporary),
             sketch_path=str(places.temporary_sketch) if places.temporary_sketch else None,
             threads=threads,
+            activations=activations or ForwardOptions(),
         )
         outcome = await run_child(
             excavation,

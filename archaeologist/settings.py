@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from archaeologist.errors import SettingInvalid
-from contracts.messages import NAME_PATTERN, JobType, ReferencePolicy
+from contracts.messages import NAME_PATTERN, ForwardOptions, JobType, ReferencePolicy
 
 PREFIX: Final = "ARCHAEOLOGIST_"
 SHORT_FORMS: Final = {"ARCHAEOLOGIST_NATS_URL": ("bus", "url"), "ARCHAEOLOGIST_ROOT": ("root",)}
@@ -209,6 +209,17 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def root_path(self) -> Path:
         """The root, absolute and resolved."""
         return Path(self.root).expanduser().resolve()
+
+    def forward_options(self, model_ref: str | None) -> ForwardOptions:
+        """Where this machine has its probes and a model's tokenizer."""
+        own = self.activations
+        tokenizer = own.tokenizers.get(model_ref or "")
+        folder = Path(own.probes_folder).expanduser() if own.probes_folder else self.root_path / "probes"
+        return ForwardOptions(
+            probes_folder=str(folder.resolve()),
+            tokenizer_path=str(Path(tokenizer).expanduser().resolve()) if tokenizer else None,
+            submodules=own.submodules,
+        )
 
     @property
     def state_path(self) -> Path:

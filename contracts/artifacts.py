@@ -135,8 +135,8 @@ class LayerActivationStats(Struct, frozen=True, kw_only=True):
     massive_count: int = 0
     """Values above 100 and above 1000 times the median magnitude of their hidden state, first positions included."""
     massive_channels: tuple[int, ...] = ()
-    outlier_channels: tuple[int, ...] = ()
-    """Channels with a magnitude of at least 6 in at least 6 % of the positions."""
+    outlier_channels: int = 0
+    """How many channels have a magnitude of at least 6 in at least 6 % of the positions."""
     rankme: float | None = None
     """Effective rank of the hidden states: exp of the entropy of their normalised singular values."""
     rankme_tokens: int = 0

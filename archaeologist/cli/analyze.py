@@ -11,14 +11,14 @@ from archaeologist.cli.options import AsJson, Config, read_settings
 
 if TYPE_CHECKING:
     from archaeologist.api import Excavated
-    from contracts.messages import Job
+    from contracts.messages import ForwardOptions, Job
 
 Threads = Annotated[
     int | None, typer.Option("--threads", min=0, help="Threads; 0: one for each core, as set in worker.threads.")
 ]
 
 
-def analyze(
+def analyze(  # noqa: PLR0917 -- the options of the command
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint's folder or one .safetensors file.")],
     reference: Annotated[
         Path | None, typer.Option("--reference", help="The checkpoint to compare with.", metavar="CHECKPOINT")
@@ -27,6 +27,16 @@ def analyze(
         bool, typer.Option("--activations/--no-activations", help="Run the probes through the model.")
     ] = True,
     drift: Annotated[bool, typer.Option("--drift/--no-drift", help="Compare with the reference.")] = True,
+    probes: Annotated[
+        str | None, typer.Option("--probes", help="A probe set; as set in activations.probes.", metavar="NAME")
+    ] = None,
+    max_probe_tokens: Annotated[
+        int | None, typer.Option("--max-probe-tokens", min=1, help="Of all probes together; as set.", metavar="N")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option("--tokenizer", help="Its folder, for a checkpoint saved without one.", metavar="DIR"),
+    ] = None,
     as_json: AsJson = False,
     output: Annotated[
         Path | None,
@@ -35,13 +45,25 @@ def analyze(
     threads: Threads = None,
     config: Config = None,
 ) -> None:
-    """Analyses one checkpoint: every block's weights, and its drift from a reference."""
+    """Analyses one checkpoint: every block's weights, its drift from a reference, and what both do with the probes."""
+    from msgspec.structs import replace
+
     from archaeologist import api
     from archaeologist.cli import console, rendering
 
     settings = read_settings(config=config)
-    job = api.layer_stats_job(checkpoint, reference=reference if drift else None, compute_activations=activations)
-    found = _excavate(job, threads=settings.worker.threads if threads is None else threads, output=output)
+    job = api.layer_stats_job(
+        checkpoint,
+        reference=reference if drift else None,
+        compute_activations=activations,
+        probes=probes or settings.activations.probes,
+        max_probe_tokens=max_probe_tokens or settings.activations.max_probe_tokens,
+    )
+    options = settings.forward_options(None)
+    if tokenizer is not None:
+        options = replace(options, tokenizer_path=str(tokenizer))
+    threads = settings.worker.threads if threads is None else threads
+    found = _excavate(job, threads=threads, output=output, activations=options)
     if as_json:
         _print_bytes(found)
     else:
@@ -75,12 +97,14 @@ def drift(
         _tell_where(found)
 
 
-def _excavate(job: "Job", *, threads: int, output: Path | None) -> "Excavated":
+def _excavate(
+    job: "Job", *, threads: int, output: Path | None, activations: "ForwardOptions | None" = None
+) -> "Excavated":
     from archaeologist.api import excavate
     from archaeologist.cli.console import progress_bar
 
     with progress_bar("analysing") as show:
-        return asyncio.run(excavate(job, threads=threads, output=output, progress=show))
+        return asyncio.run(excavate(job, threads=threads, output=output, progress=show, activations=activations))
 
 
 def _print_bytes(found: "Excavated") -> None:

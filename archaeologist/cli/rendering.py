@@ -34,6 +34,7 @@ def layer_stats(stats: LayerStats) -> RenderableType:
         Text(printable(f"{stats.checkpoint_path}{reference}")),
         table,
         *_heat_lines(stats.drift_stats),
+        *_model_lines(stats),
         *(Text(printable(line)) for line in _remarks(stats)),
     )
 
@@ -116,6 +117,26 @@ def _heat_lines(drift: dict[str, LayerDriftStats]) -> Iterator[Text]:
     yield Text()
     yield Text("relative L2  ").append(heat_strip(values))
     yield Text(f"most changed {printable(names[max(names)])} ({number(max(names))})")
+
+
+def _model_lines(stats: LayerStats) -> Iterator[RenderableType]:
+    """What running the model gave: one row a block, then the predictions."""
+    if not stats.activation_stats:
+        return
+    similarity = stats.functional_drift.similarity if stats.functional_drift else {}
+    table = _table("block", "mean", "std", "p1", "p99", "RankMe", "anisotropy", *(["CKA"] if similarity else []))
+    for name, block in stats.activation_stats.items():
+        cells = (block.mean, block.std, block.percentile_1, block.percentile_99, block.rankme, block.anisotropy)
+        cka = [number(similarity[name].cka if name in similarity else None)] if similarity else []
+        table.add_row(printable(name), *map(number, cells), *cka)
+    yield Text()
+    yield table
+    if stats.output_stats is not None:
+        predictions = f"probes: loss {number(stats.output_stats.loss)}, entropy {number(stats.output_stats.entropy)}"
+        drift = stats.functional_drift.output if stats.functional_drift else None
+        if drift is not None:
+            predictions += f", KL {number(drift.kl)}, same first choice {share(drift.top1_agreement)}"
+        yield Text(predictions)
 
 
 def _remarks(stats: LayerStats) -> Iterator[str]:

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
 import structlog
 
@@ -22,7 +21,7 @@ from archaeologist.daemon.completion import Completion, places
 from archaeologist.daemon.lifecycle import Claim
 from archaeologist.errors import ArchaeologistError, ArtifactUnwritable, BusUnavailable
 from archaeologist.settings import Settings
-from contracts.messages import EventError, Excavation, Failed, ForwardOptions, Progress, Succeeded, encode
+from contracts.messages import EventError, Excavation, Failed, Progress, Succeeded, encode
 from contracts.records import JobRecord
 
 log = structlog.get_logger(__name__)
@@ -101,7 +100,7 @@ class Runner:
             worker=worker.name,
             threads=worker.threads,
             drop_page_cache=worker.drop_page_cache,
-            activations=forward_options(self._settings, job.options.model_ref),
+            activations=self._settings.forward_options(job.options.model_ref),
         )
         limits = self._settings.jobs
         return await run_child(
@@ -240,15 +239,3 @@ async def acknowledge(delivery: Received, record: JobRecord | None, books: Books
             await delivery.term(record.error.code)
             return
     await delivery.ack_sync()
-
-
-def forward_options(settings: Settings, model_ref: str | None) -> ForwardOptions:
-    """Where this machine has its probes and the model's tokenizer."""
-    own = settings.activations
-    tokenizer = own.tokenizers.get(model_ref or "")
-    folder = Path(own.probes_folder).expanduser() if own.probes_folder else settings.root_path / "probes"
-    return ForwardOptions(
-        probes_folder=str(folder.resolve()),
-        tokenizer_path=str(Path(tokenizer).expanduser().resolve()) if tokenizer else None,
-        submodules=own.submodules,
-    )

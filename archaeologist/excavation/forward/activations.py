@@ -1,6 +1,7 @@
 """From the outputs of blocks to the artifact's activation statistics, and to similarity with the reference's."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,9 @@ from archaeologist.statistics import activations, representation
 from contracts.artifacts import ActivationDistribution, LayerActivationStats, Similarity
 
 Floats = npt.NDArray[np.float32]
+
+SIMILARITY_POSITIONS: Final = 1024
+"""CKA is of the first so many: the estimate is unbiased for any number, and its cost grows with the square."""
 
 
 class ActivationStatistics:
@@ -35,11 +39,11 @@ class ActivationStatistics:
         rows = self.positions(outputs.target)
         if rows is None:
             return
-        later = ~self._is_first
-        hidden = rows.float().cpu().numpy()
-        everywhere = _distribution(rows[torch.from_numpy(later)])
-        massive_count, massive_channels = activations.massive(hidden)
-        rank, rank_tokens = representation.rankme(hidden[later])
+        later = torch.from_numpy(~self._is_first)
+        everywhere = _distribution(rows[later])
+        massive_count, massive_channels = activations.massive(rows.float().cpu().numpy())
+        hidden = rows[later].float().cpu().numpy()
+        rank, rank_tokens = representation.rankme(hidden)
         self.stats[outputs.name] = LayerActivationStats(
             name=outputs.name,
             mean=everywhere.mean,
@@ -53,18 +57,18 @@ class ActivationStatistics:
             first_token=_distribution(rows[torch.from_numpy(self._is_first)]),
             by_skill={skill: _distribution(rows[torch.from_numpy(self._of(skill))]) for skill in self._names},
             submodules=self._submodules(outputs),
-            positions=int(later.sum()),
-            token_norm=activations.token_norm(hidden[later]),
+            positions=len(hidden),
+            token_norm=activations.token_norm(hidden),
             massive_count=massive_count,
             massive_channels=massive_channels,
-            outlier_channels=activations.outlier_channels(hidden[later]),
+            outlier_channels=len(activations.outlier_channels(hidden)),
             rankme=rank,
             rankme_tokens=rank_tokens,
-            anisotropy=representation.anisotropy(hidden[later]),
-            feature_variance=representation.feature_variance(hidden[later]),
+            anisotropy=representation.anisotropy(hidden),
+            feature_variance=representation.feature_variance(hidden),
         )
         if outputs.reference is not None and (theirs := self.positions(outputs.reference)) is not None:
-            self.similarity[outputs.name] = self._similar(hidden, theirs.float().cpu().numpy())
+            self.similarity[outputs.name] = self._similar(hidden, theirs[later].float().cpu().numpy())
 
     def positions(self, hidden: Hidden) -> torch.Tensor | None:
         """The real positions of all batches in a row, (positions, channels); None where the shapes are others."""
@@ -94,15 +98,11 @@ class ActivationStatistics:
         return {part: _distribution(rows[later]) for part, rows in parts.items() if rows is not None}
 
     def _similar(self, mine: Floats, theirs: Floats) -> Similarity:
-        later = ~self._is_first
-        return Similarity(
-            cka=representation.debiased_cka(mine[later], theirs[later]),
-            cka_without_outliers=representation.cka_without_outliers(mine[later], theirs[later]),
-            positions=int(later.sum()),
-            by_skill={
-                skill: representation.debiased_cka(mine[self._of(skill)], theirs[self._of(skill)])
-                for skill in self._names
-            },
+        skills = self._skills[~self._is_first][:SIMILARITY_POSITIONS]
+        return representation.similarity(
+            mine[:SIMILARITY_POSITIONS],
+            theirs[:SIMILARITY_POSITIONS],
+            skills={skill: skills == skill for skill in self._names},
         )
 
 
