@@ -17,6 +17,7 @@ STEADY = {"rankme": 120.0, "anisotropy": 0.3, "feature_variance": 1.0, "entropy"
 
 def reading(step: int, *, norms: dict[str, float | None] | None = None, **values: float | None) -> Reading:
     """A checkpoint as healthy as the others, but for the values named."""
+    reference_loss = values.pop("reference_loss", 2.3)
     return Reading(
         step=step,
         fingerprint=f"f{step}",
@@ -26,7 +27,7 @@ def reading(step: int, *, norms: dict[str, float | None] | None = None, **values
         norms=norms or {},
         reference="base",
         reference_step=0,
-        reference_values={"entropy": 2.2, "loss": 2.3},
+        reference_values={"entropy": 2.2, "loss": reference_loss},
     )
 
 
@@ -84,10 +85,11 @@ def from_scratch(time: float) -> dict[str, float]:
     """Pre-training: entropy and loss fall fast and then slowly, RankMe falls, rises and falls again."""
     learned = math.exp(-6 * time)
     return {
-        "rankme": 60 + 100 * math.sin(4 * time),
+        "rankme": 60 + 40 * math.sin(4 * time),
         "entropy": 2 + 8 * learned,
         "loss": 2 + 8 * learned,
         "kl": 4 * time,
+        "reference_loss": 10.0,
     }
 
 
