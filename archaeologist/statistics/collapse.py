@@ -196,10 +196,13 @@ def _broken_message(broken: Broken) -> str:
 
 
 def _collapsing(present: Reading, earlier: Sequence[Reading]) -> list[Alert]:
-    found = departures(present, earlier)
+    found, support = departures(present, earlier), ""
     if len(_families(found)) < FAMILIES_FOR_CRITICAL:
         before = _families(departures(earlier[-1], earlier[:-1])) if earlier else set()
-        found = [departure for departure in found if departure.family in before] or slide(present, earlier)
+        found = [departure for departure in found if departure.family in before]
+        support = "so it was one checkpoint before"
+    if not found:
+        found, support = slide(present, earlier), "the loss on the probes grew as well"
     families = _families(found)
     certain = _families(departure for departure in found if departure.confidence == "normal")
     is_critical = len(certain) >= FAMILIES_FOR_CRITICAL
@@ -207,10 +210,16 @@ def _collapsing(present: Reading, earlier: Sequence[Reading]) -> list[Alert]:
         _collapse_alert(
             departure,
             severity="critical" if is_critical and departure.confidence == "normal" else "warning",
-            others=sorted(families - {departure.family}),
+            support=_together(families - {departure.family}) or support,
         )
         for departure in found
     ]
+
+
+def _together(families: Iterable[str]) -> str:
+    """What departed in company, as words."""
+    names = " and ".join(sorted(families))
+    return f"{names} changed so too" if names else ""
 
 
 def _families(found: Iterable[Departure]) -> set[str]:
@@ -230,7 +239,8 @@ def departures(present: Reading, earlier: Sequence[Reading]) -> list[Departure]:
 def slide(present: Reading, earlier: Sequence[Reading]) -> list[Departure]:
     """The metrics in which a campaign slid away from its first checkpoint, too slowly for any step to stand out.
 
-    Empty unless two families did, and the probes are predicted worse: that is what tells a slide from learning.
+    Empty unless the probes are predicted worse, which tells a slide from learning, and two families slid. A loss that
+    is as far off as a metric must be stands for one of the two.
     """
     if not earlier:
         return []
@@ -238,8 +248,9 @@ def slide(present: Reading, earlier: Sequence[Reading]) -> list[Departure]:
     loss, first_loss = present.values.get("loss"), start.values.get("loss")
     if loss is None or first_loss is None or loss < (1 + WORSE_LOSS) * first_loss:
         return []
+    needed = FAMILIES_FOR_CRITICAL - (loss >= (1 + LEAST_SHARE) * first_loss)
     found = _farthest(_since(start, name, present, checkpoints=len(earlier)) for name in METRICS)
-    return found if len(_families(found)) >= FAMILIES_FOR_CRITICAL else []
+    return found if len(_families(found)) >= needed else []
 
 
 def _since(start: Reading, name: str, present: Reading, *, checkpoints: int) -> Departure | None:
@@ -338,7 +349,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _collapse_alert(departure: Departure, *, severity: Literal["warning", "critical"], others: Sequence[str]) -> Alert:
+def _collapse_alert(departure: Departure, *, severity: Literal["warning", "critical"], support: str) -> Alert:
     metric = METRICS[departure.metric]
     return Alert(
         severity=severity,
@@ -348,18 +359,17 @@ def _collapse_alert(departure: Departure, *, severity: Literal["warning", "criti
         baseline=departure.baseline,
         checkpoints=departure.checkpoints,
         confidence=departure.confidence,
-        message=_collapse_message(departure, others),
+        message=_collapse_message(departure, support),
     )
 
 
-def _collapse_message(departure: Departure, others: Sequence[str]) -> str:
+def _collapse_message(departure: Departure, support: str) -> str:
     metric = METRICS[departure.metric]
     if metric.limit == 1:
         off = f"{_percent(departure.share)} of the way from {_shown(departure.baseline)} to 1"
     else:
         off = _off(departure.value, departure.baseline)
-    company = f"{' and '.join(others)} changed so too" if others else "so it was one checkpoint before"
-    found = f"{metric.words} is {_shown(departure.value)}, {off}, {departure.against}; {company}"
+    found = f"{metric.words} is {_shown(departure.value)}, {off}, {departure.against}; {support}"
     return f"{found}. This is a sign of collapse, not a proof: read what the model writes."
 
 

@@ -167,6 +167,17 @@ def test_two_families_beyond_their_history_are_critical_and_name_each_other() ->
         assert words in representation.message
 
 
+def test_a_slow_slide_needs_a_worse_loss_and_a_second_family_or_a_loss_that_is_far_worse() -> None:
+    def slid(loss: float, kl: float = 0.3) -> list[str]:
+        history = [reading(step, rankme=120.0 - 10 * step) for step in range(8)]
+        return [alert.metric for alert in judge(reading(8, rankme=40.0, loss=loss, kl=kl), history)]
+
+    assert slid(2.3 * 1.05, kl=0.5) == []
+    assert slid(2.3 * 1.15) == []
+    assert slid(2.3 * 1.15, kl=0.45) == ["rankme", "kl"]
+    assert slid(2.3 * 1.3) == ["rankme"]
+
+
 def test_one_family_is_nothing_at_first_and_a_warning_the_second_time() -> None:
     history = quiet()
     first, second = reading(9, rankme=30.0, anisotropy=0.9, feature_variance=0.1), reading(10, rankme=40.0)
