@@ -110,6 +110,7 @@ def _run(excavation: Excavation, on_progress: Callable[[Progress], None], starte
     from archaeologist.artifacts.store import write_whole  # noqa: PLC0415
     from archaeologist.excavation import layer_drift, layer_stats  # noqa: PLC0415
     from archaeologist.excavation.survey import findings  # noqa: PLC0415
+    from contracts.artifacts import LayerStats  # noqa: PLC0415
 
     kind = layer_drift if excavation.job.job_type == "layer_drift" else layer_stats
     artifact, found = kind.excavate(excavation, on_progress)
@@ -124,6 +125,7 @@ def _run(excavation: Excavation, on_progress: Callable[[Progress], None], starte
         most_changed_layer_relative=drift.most_changed_layer_relative if drift else None,
         duration_sec=round(time.perf_counter() - started, 6),
         findings=findings(found),
+        alerts=artifact.alerts if isinstance(artifact, LayerStats) else (),
         warnings=artifact.warnings,
     )
 

@@ -140,6 +140,8 @@ def _model_lines(stats: LayerStats) -> Iterator[RenderableType]:
 
 
 def _remarks(stats: LayerStats) -> Iterator[str]:
+    for alert in stats.alerts:
+        yield f"{alert.severity}: {alert.message}"
     coverage = stats.coverage
     yield (
         f"read {coverage.tensors_read} of {coverage.tensors_listed} tensors, {coverage.bytes_read:,} bytes,"

@@ -4,7 +4,10 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from archaeologist.excavation.forward.found import Found
+from archaeologist.excavation.judgement import judge
 from archaeologist.excavation.survey import Survey, survey, versions
 from archaeologist.excavation.walk import OnProgress
 from archaeologist.statistics import sketch
@@ -61,7 +64,10 @@ def excavate(excavation: Excavation, on_progress: OnProgress) -> tuple[LayerStat
         versions=versions(),
         timings=found.timings,
     )
-    return artifact, found
+    # Where the artifact will lie are those of the campaign's earlier checkpoints.
+    judgement = judge(artifact, folder=Path(excavation.artifact_path).parent)
+    warnings = (*artifact.warnings, *judgement.warnings)
+    return replace(artifact, alerts=judgement.alerts, warnings=warnings), found
 
 
 def _sketch_info(excavation: Excavation) -> SketchInfo:

@@ -59,7 +59,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for name, value in values.items():
         if prefix == "campaigns.":
             yield from (f"campaigns.*.{inner}" for inner in value)
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and value:
             yield from flat(value, f"{prefix}{name}.")
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             yield from flat(value[0], f"{prefix}{name}.")
