@@ -160,6 +160,39 @@ class PinImpossible(PermanentError):
     code = "pin_impossible"
 
 
+# Probes.
+
+
+class ProbesMissing(PermanentError):
+    """No probe set has this name."""
+
+    code = "probes_missing"
+
+
+class ProbesInvalid(PermanentError):
+    """A probe set's file is not what it must be."""
+
+    code = "probes_invalid"
+
+
+class TokenizerMissing(PermanentError):
+    """No tokenizer lies where one could be, or it cannot be loaded."""
+
+    code = "tokenizer_missing"
+
+
+class TokenizerUnfit(PermanentError):
+    """The tokenizer does not belong to the model: its tokens have no row in the embedding."""
+
+    code = "tokenizer_unfit"
+
+
+class NoTokens(PermanentError):
+    """The probes give no token to run."""
+
+    code = "no_tokens"
+
+
 # Jobs.
 
 
