@@ -21,7 +21,6 @@ from typing import Final
 import msgspec
 
 from archaeologist.errors import ArchaeologistError, InternalError, MessageMalformed, TemporaryError
-from contracts.artifacts import LayerStats
 from contracts.messages import ChildLine, EventError, Excavation, Failed, Progress, Succeeded
 
 EXIT_PERMANENT: Final = 1
@@ -128,7 +127,6 @@ def _run(excavation: Excavation, on_progress: Callable[[Progress], None], starte
         findings=findings(found),
         alerts=artifact.alerts if isinstance(artifact, LayerStats) else (),
         warnings=artifact.warnings,
-        alerts=artifact.alerts if isinstance(artifact, LayerStats) else (),
     )
 
 
