@@ -64,6 +64,7 @@ class Probing:
             fallback=Path(options.tokenizer_path) if options.tokenizer_path else None,
             max_tokens=excavation.job.options.max_probe_tokens or DEFAULT_TOKENS,
             vocabulary=_vocabulary(self._model),
+            positions=getattr(self._model.model.config, "max_position_embeddings", None),
         )
         batches = [_batch(self._tokens, numbers) for numbers in self._tokens.batches]
         self._target = Side(self._model, target.reader, batches, device=self._device, has_submodules=options.submodules)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import reprlib
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,8 +11,16 @@ from msgspec import Struct
 from archaeologist.errors import NoTokens, TokenizerMissing, TokenizerUnfit
 from archaeologist.probes.sets import ProbeSet
 
-MARKS: Final = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-"""A folder with one of these has a tokenizer."""
+MARKS: Final = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
+"""A folder with one of these has a tokenizer. Of a tokenizer_config.json alone transformers makes an empty one."""
 MAX_CELLS: Final = 2048
 """Of a batch, padding included; a longer sequence runs alone."""
 MAX_PADDING: Final = 0.25
@@ -26,6 +35,7 @@ class Tokens(Struct, frozen=True, kw_only=True):
     batches: tuple[tuple[int, ...], ...]
     """Numbers of the sequences that run together, padded on the right to the longest."""
     truncated: bool
+    """Whether a sequence was cut or left out."""
     sha256: str
     """Of the ids in order."""
     path: str
@@ -50,7 +60,15 @@ def find_tokenizer(checkpoint: Path, *, fallback: Path | None) -> Path:
     raise TokenizerMissing(msg)
 
 
-def tokenize(probes: ProbeSet, checkpoint: Path, *, fallback: Path | None, max_tokens: int, vocabulary: int) -> Tokens:
+def tokenize(
+    probes: ProbeSet,
+    checkpoint: Path,
+    *,
+    fallback: Path | None,
+    max_tokens: int,
+    vocabulary: int,
+    positions: int | None = None,
+) -> Tokens:
     """The probes as token ids, with the special tokens that the tokenizer adds by default.
 
     Args:
@@ -59,10 +77,11 @@ def tokenize(probes: ProbeSet, checkpoint: Path, *, fallback: Path | None, max_t
         fallback: Where else.
         max_tokens: Of all sequences together: the one that passes it is cut, later ones are left out.
         vocabulary: Rows of the model's embedding.
+        positions: The longest sequence that the model takes; longer ones are cut. None: any.
 
     Raises:
         TokenizerMissing: There is none.
-        TokenizerUnfit: It cannot be loaded, or gives ids that the model has no embedding for.
+        TokenizerUnfit: It cannot be loaded, fails on a text, or gives ids that the model has no embedding for.
         NoTokens: Nothing is left to run.
     """
     folder = find_tokenizer(checkpoint, fallback=fallback)
@@ -70,14 +89,19 @@ def tokenize(probes: ProbeSet, checkpoint: Path, *, fallback: Path | None, max_t
     kept: list[tuple[tuple[int, ...], str | None]] = []
     left, is_cut = max_tokens, False
     for probe in probes.probes:
-        ids = tuple(tokenizer(probe.text)["input_ids"])
-        if len(ids) > left:
-            is_cut = True
-        if ids := ids[:left]:
+        ids = _ids(tokenizer, probe.text, folder)
+        room = left if positions is None else min(left, positions)
+        is_cut = is_cut or len(ids) > room
+        if ids := ids[:room]:
             kept.append((ids, probe.skill))
         left -= len(ids)
+        if is_cut and left == 0:
+            break
     if not kept:
-        msg = f"the probes {probes.source!r} give no tokens with at most {max_tokens}; raise max_probe_tokens"
+        msg = (
+            f"no probe of {probes.source!r} gives a token with the tokenizer in {str(folder)!r}, one is the least;"
+            " use probes in a language that it knows"
+        )
         raise NoTokens(msg)
     sequences = tuple(ids for ids, _ in kept)
     _check_fit(sequences, vocabulary, folder)
@@ -117,6 +141,17 @@ def _loaded(folder: Path) -> Any:
     except Exception as error:
         text = str(error).split("\n", maxsplit=1)[0]
         msg = f"the tokenizer in {str(folder)!r} cannot be loaded: {text}; save it again with save_pretrained"
+        raise TokenizerUnfit(msg) from error
+
+
+def _ids(tokenizer: Any, text: str, folder: Path) -> tuple[int, ...]:
+    try:
+        # Without a warning of texts longer than the model takes: they are cut.
+        return tuple(tokenizer(text, verbose=False)["input_ids"])
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        msg = (
+            f"the tokenizer in {str(folder)!r} fails on {reprlib.repr(text)}: {error}; use the one of the training run"
+        )
         raise TokenizerUnfit(msg) from error
 
 

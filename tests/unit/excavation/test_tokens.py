@@ -1,10 +1,12 @@
 """Probes as token ids: which tokenizer, how many tokens, which sequences run together."""
 
+import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from archaeologist.errors import NoTokens, TokenizerMissing, TokenizerUnfit
 from archaeologist.excavation.forward.tokens import MAX_CELLS, MAX_PADDING, Tokens, batched, find_tokenizer, tokenize
@@ -19,6 +21,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tokens(folder: Path, *, probes: ProbeSet | None = None, max_tokens: int = 4096, vocabulary: int = 100) -> Tokens:
     return tokenize(probes or load(), folder, fallback=None, max_tokens=max_tokens, vocabulary=vocabulary)
+
+
+def saved_words(vocabulary: dict[str, int], folder: Path, *, unknown: str | None = None) -> Tokenizer:
+    """A tokenizer of whole words, saved; without a token for unknown words it fails on them."""
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, **({"unk_token": unknown} if unknown else {})))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    return tokenizer
 
 
 def test_every_probe_becomes_a_sequence_with_its_skill(folder: Path) -> None:
@@ -75,8 +86,57 @@ def test_a_broken_tokenizer_says_so(content: str, tmp_path: Path) -> None:
 
 def test_texts_without_tokens_leave_nothing_to_run(folder: Path) -> None:
     probes = ProbeSet(name="empty", source="empty", probes=(Probe(text=" "),), sha256="")
-    with pytest.raises(NoTokens, match="max_probe_tokens"):
+    with pytest.raises(NoTokens, match="no probe of 'empty' gives a token"):
         tokens(folder, probes=probes)
+
+
+@pytest.mark.parametrize("kind", ["Qwen2Tokenizer", "BertTokenizer"])
+def test_a_configuration_without_a_vocabulary_is_no_tokenizer(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    with pytest.raises(TokenizerMissing):
+        tokens(tmp_path)
+
+
+def test_a_tokenizer_that_wants_code_from_elsewhere_is_refused(tmp_path: Path) -> None:
+    remote = {"auto_map": {"AutoTokenizer": ["stranger/repository--code.Tokenizer", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(remote))
+    (tmp_path / "vocab.txt").write_text("a\nb\n")
+    with pytest.raises(TokenizerUnfit, match="cannot be loaded"):
+        tokens(tmp_path)
+
+
+def test_a_text_on_which_the_tokenizer_fails_makes_it_unfit(tmp_path: Path) -> None:
+    saved_words({"What": 0}, tmp_path)
+    with pytest.raises(TokenizerUnfit, match="fails on 'What is 15"):
+        tokens(tmp_path)
+
+
+def test_truncation_and_padding_saved_with_a_tokenizer_do_not_apply(tmp_path: Path) -> None:
+    words = saved_words({"<unk>": 0, "What": 1, "is": 2}, tmp_path, unknown="<unk>")
+    words.enable_truncation(2)
+    words.enable_padding(length=20)
+    words.save(str(tmp_path / "tokenizer.json"))
+    # What is 15 + 27 ?
+    assert tokens(tmp_path).ids[0] == (1, 2, 0, 0, 0, 0)
+
+
+def test_a_sequence_longer_than_the_model_takes_is_cut_and_the_others_are_not(folder: Path) -> None:
+    everything = tokens(folder)
+    longest = max(len(ids) for ids in everything.ids)
+    found = tokenize(load(), folder, fallback=None, max_tokens=4096, vocabulary=100, positions=longest - 1)
+    assert found.truncated
+    assert found.ids == tuple(ids[: longest - 1] for ids in everything.ids)
+    assert not tokenize(load(), folder, fallback=None, max_tokens=4096, vocabulary=100, positions=longest).truncated
+
+
+def test_beyond_the_limit_no_text_is_tokenized(tmp_path: Path) -> None:
+    saved_words({"one": 0, "two": 1}, tmp_path)
+    # The tokenizer fails on the third.
+    texts = ("one two", "two one", "three")
+    probes = ProbeSet(name="words", source="words", probes=tuple(Probe(text=text) for text in texts), sha256="")
+    found = tokens(tmp_path, probes=probes, max_tokens=3)
+    assert (found.ids, found.truncated) == (((0, 1), (1,)), True)
 
 
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=60))
