@@ -140,12 +140,13 @@ def make(folder: Path, *, layers: int, vocabulary: int, moved: float) -> Path:
 
 
 class Sampler(threading.Thread):
-    """Follows a process's anonymous memory, the page cache left out."""
+    """Follows a process's anonymous memory, and all that is resident, mapped files included."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self._status = Path(f"/proc/{pid}/status")
         self.peak_mb = 0.0
+        self.resident_mb = 0.0
 
     def run(self) -> None:
         try:
@@ -153,14 +154,16 @@ class Sampler(threading.Thread):
                 for line in self._status.read_text().splitlines():
                     if line.startswith("RssAnon:"):
                         self.peak_mb = max(self.peak_mb, int(line.split()[1]) / 1024)
+                    elif line.startswith("VmRSS:"):
+                        self.resident_mb = max(self.resident_mb, int(line.split()[1]) / 1024)
                 time.sleep(0.005)
         except OSError:
             return  # the process has ended
 
 
-def ours(target: Path, reference: Path, folder: Path) -> dict[str, float]:
+def ours(asked: Excavation, folder: Path) -> dict[str, float]:
     """One run of the child: its own duration, the time from its start to its first line, its peak memory."""
-    request = msgspec.json.encode(excavation(target, reference, folder)) + b"\n"
+    request = msgspec.json.encode(asked) + b"\n"
     reading, writing = os.pipe()
     started = time.perf_counter()
     process = subprocess.Popen(
@@ -195,6 +198,7 @@ def ours(target: Path, reference: Path, folder: Path) -> dict[str, float]:
         "process": process_seconds,
         "first_line": first_line_seconds,
         "peak_mb": sampler.peak_mb,
+        "resident_mb": sampler.resident_mb,
     }
 
 
@@ -246,10 +250,11 @@ def measure(folder: Path, *, layers: int, vocabulary: int, rounds: int, has_thei
     base = make(folder / "base", layers=layers, vocabulary=vocabulary, moved=0)
     target = make(folder / "target", layers=layers, vocabulary=vocabulary, moved=0.05)
     gigabytes = 2 * (base / "model.safetensors").stat().st_size / 1e9
-    ours(target, base, folder)  # compiles where it must, and fills the page cache for both
+    asked = excavation(target, base, folder)
+    ours(asked, folder)  # compiles where it must, and fills the page cache for both
     runs, other = [], []
     for _ in range(rounds):
-        runs.append(ours(target, base, folder))
+        runs.append(ours(asked, folder))
         if has_theirs:
             other.append(theirs(target, base))
     mine = {name: statistics.median(run[name] for run in runs) for name in runs[0]}

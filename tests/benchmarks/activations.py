@@ -1,0 +1,154 @@
+"""Times a job with activations and a reference against the specification's approach, and takes the memory of both.
+
+``python -m tests.benchmarks.activations [--layers 28] [--tokens 1024] [--rounds 3] [--only-ours]``. The specification's
+approach does the same work with both models loaded whole (its sections 5.3 and 5.4): norms, drift, a pass a probe with
+hooks on the layers, ``torch.quantile``, and the divergence of the logits. Everything runs in fresh processes; times are
+of whole processes. Nothing is asserted.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+
+from archaeologist.artifacts.store import read_layer_stats
+from archaeologist.job import NICENESS
+from contracts.messages import ForwardOptions
+from tests.benchmarks.spine import VOCABULARY, Sampler, excavation, make, ours
+from tests.fixtures.tokenizers import save_tokenizer
+
+WORDS_A_PROBE = 24
+
+SPECIFICATION = """
+import json, sys
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+target, reference, probes, limit = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval() for path in (target, reference)]
+norms = {name: parameter.data.norm(2).item() for name, parameter in models[0].named_parameters()}
+state = load_file(reference + "/model.safetensors", device="cpu")
+for name, parameter in models[0].named_parameters():
+    if name in state:
+        (parameter.data - state[name]).norm(2).item()
+        mine, theirs = parameter.data.flatten().unsqueeze(0), state[name].flatten().unsqueeze(0)
+        torch.nn.functional.cosine_similarity(mine, theirs).item()
+tokenizer = AutoTokenizer.from_pretrained(target)
+kept = [{}, {}]
+def keep(store, name):
+    def hook(module, inputs, output):
+        store.setdefault(name, []).append((output[0] if isinstance(output, tuple) else output).detach().cpu())
+    return hook
+for model, store in zip(models, kept):
+    for name, module in model.named_modules():
+        if "layers." in name and name.count(".") == 2:
+            module.register_forward_hook(keep(store, name))
+total, divergences = 0, []
+with torch.no_grad():
+    for line in open(probes):
+        if total >= limit:
+            break
+        inputs = tokenizer(json.loads(line)["text"], return_tensors="pt", truncation=True, max_length=512)
+        logits = [model(**inputs).logits[0].float() for model in models]
+        logs = [torch.log_softmax(values, dim=-1) for values in logits]
+        divergences.append(torch.nn.functional.kl_div(logs[0], logs[1], log_target=True, reduction="batchmean").item())
+        total += inputs["input_ids"].shape[1]
+found = {}
+for name, parts in kept[0].items():
+    values = torch.cat([part.flatten() for part in parts])
+    parted = [values.float()[start : start + 2**24] for start in range(0, len(values), 2**24)]
+    found[name] = [values.mean().item(), values.std().item(), values.max().item(), values.min().item()]
+    found[name] += [torch.quantile(part, q).item() for part in parted for q in (0.01, 0.99)]
+    found[name].append((values == 0).float().mean().item())
+print(json.dumps({"tokens": total, "layers": len(found), "kl": sum(divergences) / len(divergences)}))
+"""
+
+
+def write_probes(folder: Path, *, tokens: int) -> Path:
+    """More texts than so many tokens."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = ["binary", "letters", "number", "apple", "happy", "decimal", "mammals", "sentence"]
+    texts = [
+        " ".join(words[(number * 7 + place * place) % len(words)] for place in range(WORDS_A_PROBE))
+        for number in range(tokens // WORDS_A_PROBE + 1)
+    ]
+    file = folder / "benchmark.jsonl"
+    file.write_text("".join(f"{json.dumps({'text': text})}\n" for text in texts))
+    return file
+
+
+def child(target: Path, base: Path, folder: Path, probes: Path, *, tokens: int) -> dict[str, float]:
+    """One run of the child: seconds of the whole process and peak memory."""
+    asked = excavation(target, base, folder)
+    options = msgspec.structs.replace(
+        asked.job.options, compute_activations=True, probe_dataset=probes.stem, max_probe_tokens=tokens
+    )
+    job = msgspec.structs.replace(asked.job, options=options)
+    forward = ForwardOptions(probes_folder=str(probes.parent))
+    figures = ours(msgspec.structs.replace(asked, job=job, activations=forward), folder)
+    return figures | read_layer_stats(folder / "artifact.tmp").timings
+
+
+def theirs(target: Path, base: Path, probes: Path, *, tokens: int) -> dict[str, float]:
+    """One run of the specification's approach."""
+    started = time.perf_counter()
+    # As nice as the child makes itself: priority would decide the comparison on a machine that others use.
+    command = ["nice", "-n", str(NICENESS), sys.executable, "-W", "ignore", "-c", SPECIFICATION]
+    process = subprocess.Popen(
+        [*command, str(target), str(base), str(probes), str(tokens)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    sampler = Sampler(process.pid)
+    sampler.start()
+    output, _ = process.communicate()
+    if process.returncode != 0:
+        msg = f"the specification's approach ended with {process.returncode}"
+        raise SystemExit(msg)
+    sampler.join()
+    seconds = time.perf_counter() - started
+    print(f"    {output.decode().strip()}")  # noqa: T201 - what it is for
+    return {"process": seconds, "peak_mb": sampler.peak_mb, "resident_mb": sampler.resident_mb}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Times activations against the specification's approach.")
+    parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only-ours", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        base = make(folder / "base", layers=arguments.layers, vocabulary=VOCABULARY, moved=0)
+        target = make(folder / "target", layers=arguments.layers, vocabulary=VOCABULARY, moved=0.05)
+        for checkpoint in (base, target):
+            save_tokenizer(checkpoint, vocabulary=200)
+        probes = write_probes(folder / "probes", tokens=arguments.tokens)
+        child(target, base, folder, probes, tokens=arguments.tokens)  # compiles where it must; fills the page cache
+        mine, other = [], []
+        for _ in range(arguments.rounds):
+            mine.append(child(target, base, folder, probes, tokens=arguments.tokens))
+            if not arguments.only_ours:
+                other.append(theirs(target, base, probes, tokens=arguments.tokens))
+        for name, runs in (("child", mine), ("specification", other)):
+            if runs:
+                median = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+                print(name, {key: round(value, 2) for key, value in median.items()})  # noqa: T201
+        if other:
+            ratio = statistics.median(run["process"] for run in mine) / statistics.median(
+                run["process"] for run in other
+            )
+            print(f"{ratio:.2f} of the specification's time")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
