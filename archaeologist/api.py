@@ -31,6 +31,8 @@ from archaeologist.errors import ArchaeologistError, ArtifactInvalid, ArtifactUn
 from archaeologist.jobs import job_key
 from contracts.artifacts import LayerDrift, LayerStats
 from contracts.messages import (
+    DEFAULT_PROBES,
+    MAX_PROBE_TOKENS,
     CampaignId,
     DriftMetric,
     EventError,
@@ -50,8 +52,6 @@ from contracts.ulid import new_ulid
 
 METRICS: Final[tuple[DriftMetric, ...]] = get_args(DriftMetric)
 DEFAULT_METRICS: Final = ("l2", "cosine")
-DEFAULT_PROBES: Final = "default"
-MAX_PROBE_TOKENS: Final = 4096
 KILL_AFTER_SECONDS: Final = 10.0
 UNCLAIMED: Final = 0
 """Claims count from 1; a file of claim 0 belongs to no worker."""

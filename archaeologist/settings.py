@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from archaeologist.errors import SettingInvalid
-from contracts.messages import NAME_PATTERN, ForwardOptions, JobType, ReferencePolicy
+from contracts.messages import DEFAULT_PROBES, MAX_PROBE_TOKENS, NAME_PATTERN, ForwardOptions, JobType, ReferencePolicy
 
 PREFIX: Final = "ARCHAEOLOGIST_"
 SHORT_FORMS: Final = {"ARCHAEOLOGIST_NATS_URL": ("bus", "url"), "ARCHAEOLOGIST_ROOT": ("root",)}
@@ -102,10 +102,10 @@ class PinSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class ActivationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the model is run on, where a request does not say."""
 
-    probes: str = "default"
+    probes: str = DEFAULT_PROBES
     probes_folder: str | None = None
     """The user's own probe sets; ``probes`` under the root by default."""
-    max_probe_tokens: Annotated[int, Meta(ge=1, le=10**7)] = 4096
+    max_probe_tokens: Annotated[int, Meta(ge=1, le=10**7)] = MAX_PROBE_TOKENS
     tokenizers: dict[str, str] = {}
     """Folder of the tokenizer by ``model_ref``, for checkpoints saved without one."""
     submodules: bool = False

@@ -19,6 +19,10 @@ RequestId = NewType("RequestId", str)
 NAME_PATTERN: Final = r"^(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,127}$(?!\n)"
 """A plain name: letters, digits, ``.``, ``_`` and ``-``, never ``..``. Python's ``$`` lets a last newline through."""
 
+DEFAULT_PROBES: Final = "default"
+MAX_PROBE_TOKENS: Final = 4096
+"""What a request that names neither gets, where the settings do not say otherwise."""
+
 Hero = Annotated[HeroId, Meta(pattern=NAME_PATTERN, max_length=128, description="A hero: one model in training.")]
 Campaign = Annotated[
     CampaignId, Meta(pattern=NAME_PATTERN, max_length=128, description="A campaign: one training run of a hero.")

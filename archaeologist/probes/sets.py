@@ -19,11 +19,10 @@ from msgspec import Struct
 from archaeologist.errors import PathOutsideRoot, ProbesInvalid, ProbesMissing
 from archaeologist.files import opened
 from archaeologist.paths import resolve_under
-from contracts.messages import NAME_PATTERN
+from contracts.messages import DEFAULT_PROBES, NAME_PATTERN
 
 PACKAGED: Final = ("default", "BIN", "SY")
 """The sets that come with the package: a mixed one, numbers to binary and back, first letters of words."""
-DEFAULT: Final = "default"
 TEXT_FIELDS: Final = ("prompt", "text", "instruction")
 """The first of them that a line has is its text."""
 MAX_LINE_BYTES: Final = 1 << 20
@@ -59,7 +58,7 @@ class _Broken(Exception):
     """What is wrong with a line."""
 
 
-def load(name: str = DEFAULT, *, folder: Path | None = None, max_probes: int = MAX_PROBES) -> ProbeSet:
+def load(name: str = DEFAULT_PROBES, *, folder: Path | None = None, max_probes: int = MAX_PROBES) -> ProbeSet:
     """The probe set of a name.
 
     Args:

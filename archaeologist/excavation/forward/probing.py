@@ -4,11 +4,13 @@ Whatever cannot be computed is named with its reason in ``not_computed``; weight
 """
 
 import contextlib
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Self
 
 import torch
+import transformers
 from msgspec import Struct
 
 from archaeologist.checkpoints.index import CheckpointIndex
@@ -20,14 +22,13 @@ from archaeologist.excavation.forward.found import Found
 from archaeologist.excavation.forward.model import Skeleton, TensorsStoredOtherwise, skeleton, whole
 from archaeologist.excavation.forward.streaming import Batch, Lockstep, Side
 from archaeologist.excavation.forward.tokens import Tokens, tokenize
-from archaeologist.excavation.walk import BlockResult
+from archaeologist.excavation.walk import BlockResult, thread_count
 from archaeologist.probes.sets import ProbeSet, load
 from contracts.artifacts import ForwardInfo, FunctionalDrift, ProbeInfo
-from contracts.messages import Excavation
+from contracts.messages import DEFAULT_PROBES, MAX_PROBE_TOKENS, Excavation
 
 HEAD_POSITIONS: Final = 256
 """Positions whose logits are in memory at once: of 150,000 tokens in bfloat16, 80 MB a model."""
-DEFAULT_TOKENS: Final = 4096
 WHOLE_FACTOR: Final = 1.5
 """Of a checkpoint's size: what loading it whole may take at its peak."""
 
@@ -50,9 +51,11 @@ class Probing:
             ArchaeologistError: Probes, tokenizer or model cannot be used; the code says why.
         """
         options = excavation.activations
+        torch.set_num_threads(thread_count(excavation.threads))
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         self._not_computed: dict[str, str] = {}
         self._probes = load(
-            excavation.job.options.probe_dataset or "default",
+            excavation.job.options.probe_dataset or DEFAULT_PROBES,
             folder=Path(options.probes_folder) if options.probes_folder else None,
         )
         self._device = torch.device("cpu")
@@ -62,7 +65,7 @@ class Probing:
             self._probes,
             target.folder,
             fallback=Path(options.tokenizer_path) if options.tokenizer_path else None,
-            max_tokens=excavation.job.options.max_probe_tokens or DEFAULT_TOKENS,
+            max_tokens=excavation.job.options.max_probe_tokens or MAX_PROBE_TOKENS,
             vocabulary=_vocabulary(self._model),
             positions=getattr(self._model.model.config, "max_position_embeddings", None),
         )
@@ -96,7 +99,8 @@ class Probing:
         else:
             try:
                 output = self._predictions()
-            except (ArchaeologistError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            except Exception as error:  # noqa: BLE001 - as in the lockstep: the walk's results are not lost
+                traceback.print_exc()
                 not_computed["predictions"] = f"the head failed: {type(error).__name__}: {error}"
         return Found(
             activation_stats=self._statistics.stats,

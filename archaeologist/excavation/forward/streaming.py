@@ -9,6 +9,7 @@ fails, the walk goes on without it.
 """
 
 import contextlib
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -21,7 +22,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from archaeologist.checkpoints.index import TensorEntry
 from archaeologist.checkpoints.reader import Reader
-from archaeologist.errors import ArchaeologistError
 from archaeologist.excavation.forward.model import DTYPES, Skeleton, Unit
 from archaeologist.excavation.forward.stepper import Stepper
 from archaeologist.excavation.walk import BlockResult
@@ -236,7 +236,8 @@ class Lockstep:
             return
         try:
             step()
-        except (ArchaeologistError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        except Exception as error:  # noqa: BLE001 - any model's code runs here; where it failed is in the log
+            traceback.print_exc()
             self.failure = f"the forward pass failed: {type(error).__name__}: {error}"
 
     def _start(self) -> None:
