@@ -29,6 +29,7 @@ from archaeologist.checkpoints.steps import step_of
 from archaeologist.daemon.child import ChildLimits, run_child
 from archaeologist.errors import ArchaeologistError, ArtifactInvalid, ArtifactUnwritable, PermanentError, UsageError
 from archaeologist.jobs import job_key
+from archaeologist.probes.sets import digest
 from contracts.artifacts import LayerDrift, LayerStats
 from contracts.messages import (
     DEFAULT_PROBES,
@@ -117,6 +118,7 @@ def analyze(  # noqa: PLR0913 -- the options of the command, all by keyword
         compute_activations=compute_activations,
         model_ref=model_ref,
         probes=probes,
+        probes_folder=probes_folder,
         max_probe_tokens=max_probe_tokens,
     )
     options = ForwardOptions(
@@ -168,6 +170,7 @@ def layer_stats_job(
     compute_activations: bool = True,
     model_ref: str | None = None,
     probes: str = DEFAULT_PROBES,
+    probes_folder: str | Path | None = None,
     max_probe_tokens: int = MAX_PROBE_TOKENS,
 ) -> Job:
     """The job that ``analyze`` runs: the daemon's own, without a queue. Reads both checkpoints' headers.
@@ -179,6 +182,9 @@ def layer_stats_job(
         compute_activations=compute_activations,
         compute_drift=reference is not None,
         probe_dataset=probes if compute_activations else None,
+        probes_sha256=digest(probes, folder=Path(probes_folder) if probes_folder else None)
+        if compute_activations
+        else None,
         max_probe_tokens=max_probe_tokens if compute_activations else None,
         model_ref=model_ref,
         metrics=known_metrics(DEFAULT_METRICS),

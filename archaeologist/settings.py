@@ -214,12 +214,17 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Where this machine has its probes and a model's tokenizer."""
         own = self.activations
         tokenizer = own.tokenizers.get(model_ref or "")
-        folder = Path(own.probes_folder).expanduser() if own.probes_folder else self.root_path / "probes"
         return ForwardOptions(
-            probes_folder=str(folder.resolve()),
+            probes_folder=str(self.probes_path),
             tokenizer_path=str(Path(tokenizer).expanduser().resolve()) if tokenizer else None,
             submodules=own.submodules,
         )
+
+    @property
+    def probes_path(self) -> Path:
+        """The folder of the user's probe sets, absolute and resolved."""
+        own = self.activations.probes_folder
+        return (Path(own).expanduser() if own else self.root_path / "probes").resolve()
 
     @property
     def state_path(self) -> Path:

@@ -133,6 +133,8 @@ class JobOptions(Struct, frozen=True, kw_only=True):
     compute_activations: bool = True
     compute_drift: bool = True
     probe_dataset: str | None = None
+    probes_sha256: str | None = None
+    """Of the set's texts and skills when the job was made; null where the set could not be read."""
     max_probe_tokens: int | None = None
     model_ref: str | None = None
     metrics: tuple[DriftMetric, ...] = ("l2", "cosine")

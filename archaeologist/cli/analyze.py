@@ -52,14 +52,15 @@ def analyze(  # noqa: PLR0917 -- the options of the command
     from archaeologist.cli import console, rendering
 
     settings = read_settings(config=config)
+    options = settings.forward_options(None)
     job = api.layer_stats_job(
         checkpoint,
         reference=reference if drift else None,
         compute_activations=activations,
         probes=probes or settings.activations.probes,
+        probes_folder=options.probes_folder,
         max_probe_tokens=max_probe_tokens or settings.activations.max_probe_tokens,
     )
-    options = settings.forward_options(None)
     if tokenizer is not None:
         options = replace(options, tokenizer_path=str(tokenizer))
     threads = settings.worker.threads if threads is None else threads

@@ -19,6 +19,7 @@ from archaeologist.daemon.lifecycle import stamp
 from archaeologist.errors import ArchaeologistError, CheckpointMissing, PermanentError, QueueFull, ReferenceUnavailable
 from archaeologist.jobs import job_key
 from archaeologist.paths import resolve_under
+from archaeologist.probes.sets import digest
 from archaeologist.settings import PolicySettings, Settings
 from contracts import subjects
 from contracts.messages import AnalysisRequested, DriftMetric, Job, JobOptions, RequestId, Side
@@ -88,7 +89,7 @@ class Admission:
         step = request.target_checkpoint_step if is_drift else request.checkpoint_step
         target = await asyncio.to_thread(self._locate, folder, path, step)
         chosen = await self._reference(request, folder, target.side)
-        options = self._options(request, has_reference=chosen.side is not None)
+        options = await asyncio.to_thread(self._options, request, has_reference=chosen.side is not None)
         key = job_key(
             job_type=request.job_type,
             hero_id=request.hero_id,
@@ -120,6 +121,7 @@ class Admission:
         return locating.pinned(side, folder, settings=self._settings)
 
     def _options(self, request: AnalysisRequested, *, has_reference: bool) -> JobOptions:
+        """Blocking: reads the probe set."""
         metrics: tuple[DriftMetric, ...] = tuple(sorted(set(request.metrics or ("l2", "cosine"))))
         output = request.output_path
         if output is not None:
@@ -129,11 +131,13 @@ class Admission:
         is_drift = request.job_type == "layer_drift"
         wants_activations = request.compute_activations and not is_drift
         activations = self._settings.activations
+        probes = request.probe_dataset or activations.probes
         return JobOptions(
             compute_activations=wants_activations,
             compute_drift=has_reference,
             # Of the settings where the request is silent, so that other probes are another job.
-            probe_dataset=(request.probe_dataset or activations.probes) if wants_activations else None,
+            probe_dataset=probes if wants_activations else None,
+            probes_sha256=digest(probes, folder=self._settings.probes_path) if wants_activations else None,
             max_probe_tokens=(request.max_probe_tokens or activations.max_probe_tokens) if wants_activations else None,
             model_ref=request.model_ref,
             metrics=metrics,

@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from archaeologist.errors import PathOutsideRoot, ProbesInvalid, ProbesMissing
+from archaeologist.errors import ArchaeologistError, PathOutsideRoot, ProbesInvalid, ProbesMissing
 from archaeologist.files import opened
 from archaeologist.paths import resolve_under
 from contracts.messages import DEFAULT_PROBES, NAME_PATTERN
@@ -90,6 +90,14 @@ def load(name: str = DEFAULT_PROBES, *, folder: Path | None = None, max_probes: 
         f" {str(folder)!r}; use one of these or put {name + _SUFFIX!r} there"
     )
     raise ProbesMissing(msg)
+
+
+def digest(name: str, *, folder: Path | None) -> str | None:
+    """The hash of a set as it is now, for a job's key; None where it cannot be used, which the job then says."""
+    try:
+        return load(name, folder=folder).sha256
+    except ArchaeologistError:
+        return None
 
 
 def _inside(folder: Path, file: str) -> Path:

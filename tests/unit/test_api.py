@@ -1,10 +1,13 @@
 """The parts of the Python API that need no child process."""
 
+from pathlib import Path
+
 import pytest
 
-from archaeologist.api import known_metrics, raise_coded
+from archaeologist.api import known_metrics, layer_stats_job, raise_coded
 from archaeologist.errors import CheckpointError, InternalError, PermanentError, ShardMissing, UsageError
 from contracts.messages import EventError
+from tests.fixtures.checkpoints import write_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -30,3 +33,19 @@ def test_metrics_are_taken_once_in_the_order_of_job_keys() -> None:
 def test_metrics_that_are_not_known_are_refused_with_the_known(names: list[str]) -> None:
     with pytest.raises(UsageError, match="l2, cosine, frobenius"):
         known_metrics(names)
+
+
+def test_an_edited_probe_set_makes_another_job(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint-100", step=100)
+    probes = tmp_path / "probes" / "mine.jsonl"
+    probes.parent.mkdir()
+
+    def key() -> str:
+        return layer_stats_job(checkpoint, probes="mine", probes_folder=probes.parent).job_key
+
+    missing = key()
+    probes.write_text('{"text": "one"}\n')
+    first = key()
+    assert key() == first
+    probes.write_text('{"text": "two"}\n')
+    assert len({missing, first, key()}) == 3
