@@ -26,6 +26,7 @@ from archaeologist.errors import ArchaeologistError, CheckpointChanged, Checkpoi
 from archaeologist.excavation.plan import Plan, Ties, find_ties, plan_walk
 from archaeologist.excavation.sketch_file import SketchFile
 from archaeologist.excavation.walk import BlockResult, OnProgress, ReferenceUnreadableError, Walk
+from archaeologist.probes.sets import load
 from archaeologist.statistics import kernels
 from archaeologist.statistics.drift import PairSums, block_drift, global_drift, together
 from archaeologist.statistics.sketch import SketchHeader
@@ -37,7 +38,7 @@ from contracts.artifacts import (
     LayerWeightStats,
     Versions,
 )
-from contracts.messages import Excavation, Side
+from contracts.messages import DEFAULT_PROBES, Excavation, Side
 
 if TYPE_CHECKING:
     from archaeologist.excavation.forward.found import Found
@@ -154,9 +155,11 @@ def _probing(
     from archaeologist.excavation.forward.found import Found  # noqa: PLC0415
     from archaeologist.excavation.forward.tokens import find_tokenizer  # noqa: PLC0415
 
-    tokenizer = excavation.activations.tokenizer_path
-    fallback = Path(tokenizer) if tokenizer else None
+    options = excavation.activations
+    fallback = Path(options.tokenizer_path) if options.tokenizer_path else None
+    folder = Path(options.probes_folder) if options.probes_folder else None
     try:
+        probes = load(job.options.probe_dataset or DEFAULT_PROBES, folder=folder)
         find_tokenizer(Path(job.target.read_path), fallback=fallback)
         from archaeologist.excavation.forward.probing import Checkpoint, Probing  # noqa: PLC0415
 
@@ -165,7 +168,7 @@ def _probing(
             for side, opened in ((job.target, target), (job.reference, reference))
             if side is not None and opened is not None
         ]
-        probing = Probing(excavation, sides[0], sides[1] if len(sides) > 1 else None)
+        probing = Probing(excavation, probes, sides[0], sides[1] if len(sides) > 1 else None)
     except ArchaeologistError as error:
         return None, Found(not_computed={"activations": f"{error.code}: {error}"})
     return files.enter_context(probing), None

@@ -23,9 +23,9 @@ from archaeologist.excavation.forward.model import Skeleton, TensorsStoredOtherw
 from archaeologist.excavation.forward.streaming import Batch, Lockstep, Side
 from archaeologist.excavation.forward.tokens import Tokens, tokenize
 from archaeologist.excavation.walk import BlockResult, thread_count
-from archaeologist.probes.sets import ProbeSet, load
+from archaeologist.probes.sets import ProbeSet
 from contracts.artifacts import ForwardInfo, FunctionalDrift, ProbeInfo
-from contracts.messages import DEFAULT_PROBES, MAX_PROBE_TOKENS, Excavation
+from contracts.messages import MAX_PROBE_TOKENS, Excavation
 
 HEAD_POSITIONS: Final = 256
 """Positions whose logits are in memory at once: of 150,000 tokens in bfloat16, 80 MB a model."""
@@ -44,20 +44,19 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
 class Probing:
     """The probes on their way through the models; a context manager."""
 
-    def __init__(self, excavation: Excavation, target: Checkpoint, reference: Checkpoint | None) -> None:
+    def __init__(
+        self, excavation: Excavation, probes: ProbeSet, target: Checkpoint, reference: Checkpoint | None
+    ) -> None:
         """Builds the models without their weights, and tokenizes the probes.
 
         Raises:
-            ArchaeologistError: Probes, tokenizer or model cannot be used; the code says why.
+            ArchaeologistError: Tokenizer or model cannot be used; the code says why.
         """
         options = excavation.activations
         torch.set_num_threads(thread_count(excavation.threads))
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         self._not_computed: dict[str, str] = {}
-        self._probes = load(
-            excavation.job.options.probe_dataset or DEFAULT_PROBES,
-            folder=Path(options.probes_folder) if options.probes_folder else None,
-        )
+        self._probes = probes
         self._device = torch.device("cpu")
         self._steps: list[str] = []
         self._model = self._built(target)
