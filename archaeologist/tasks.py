@@ -1,10 +1,17 @@
-"""Tasks that must have ended before their owner goes on."""
+"""Tasks that must have ended before their owner goes on, and waits that an event cuts short."""
 
 import asyncio
+import contextlib
 from typing import Any, Final
 
 AGAIN_SECONDS: Final = 0.5
 """Long enough for a cancelled task to put its things away."""
+
+
+async def pause(seconds: float, *, until: asyncio.Event) -> None:
+    """Returns after so long, or as soon as the event is set."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(until.wait(), timeout=seconds)
 
 
 async def end(*tasks: asyncio.Future[Any]) -> None:

@@ -16,6 +16,7 @@ import nats.js.errors
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
+from archaeologist import tasks
 from archaeologist.bus.connection import Bus
 from archaeologist.errors import BusUnavailable, TemporaryError, TopologyMissing
 
@@ -193,13 +194,13 @@ async def consume(
                 received = await puller.take(timeout_seconds=FETCH_SECONDS)
             except TopologyMissing as error:
                 log.warning("consumer missing", extra={"durable": durable, "reason": str(error)})
-                await _pause(stop, RETRY_SECONDS)
+                await tasks.pause(RETRY_SECONDS, until=stop)
                 await _restore(ensure, stop=stop)
             except BusUnavailable as error:
                 if bus.closed.is_set():
                     raise
                 log.debug("reading again", extra={"durable": durable, "reason": str(error)})
-                await _pause(stop, RETRY_SECONDS)
+                await tasks.pause(RETRY_SECONDS, until=stop)
             else:
                 if received is not None:
                     await _handle_one(received, handle, stop=stop)
@@ -230,13 +231,6 @@ async def _restore(ensure: Callable[[], Awaitable[object]] | None, *, stop: asyn
         await ensure()
     except TemporaryError as error:
         log.warning("topology not restored yet", extra={"reason": str(error)})
-
-
-async def _pause(stop: asyncio.Event, seconds: float) -> None:
-    try:
-        await asyncio.wait_for(stop.wait(), timeout=seconds)
-    except TimeoutError:
-        return
 
 
 def _aware(moment: datetime) -> datetime:

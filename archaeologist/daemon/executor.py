@@ -6,7 +6,6 @@ lower priority is served after every few of higher ones.
 """
 
 import asyncio
-import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from datetime import UTC, datetime
 import msgspec
 import structlog
 
+from archaeologist import tasks
 from archaeologist.bus.connection import Bus
 from archaeologist.bus.consumer import Received
 from archaeologist.bus.publisher import publish
@@ -111,8 +111,7 @@ class Executor:
         return None
 
     async def _idle(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), timeout=self._settings.jobs.poll_seconds)
+        await tasks.pause(self._settings.jobs.poll_seconds, until=self._wake)
 
     async def _wake_on(self, stop: asyncio.Event) -> None:
         await stop.wait()

@@ -87,7 +87,7 @@ async def _ensure(bus: Bus, settings: Settings, stop: asyncio.Event) -> None:
             await ensure(bus, settings)
         except TemporaryError as error:
             await log.awarning("the bus is not ready", reason=str(error))
-            await _pause(stop, ENSURE_RETRY_SECONDS)
+            await tasks.pause(ENSURE_RETRY_SECONDS, until=stop)
         else:
             return
 
@@ -101,7 +101,7 @@ async def _sweep(reconciliation: Reconciliation, stop: asyncio.Event) -> None:
         except Exception:  # noqa: BLE001 -- see the comment
             # The sweep is a safety net: a defect in it must not end the daemon that it serves.
             await log.aexception("sweep failed")
-        await _pause(stop, SWEEP_SECONDS)
+        await tasks.pause(SWEEP_SECONDS, until=stop)
 
 
 async def _end_with(bus: Bus, done: asyncio.Event) -> None:
@@ -143,8 +143,3 @@ def _signals(stop: asyncio.Event) -> Iterator[None]:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
-
-
-async def _pause(stop: asyncio.Event, seconds: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(stop.wait(), timeout=seconds)
