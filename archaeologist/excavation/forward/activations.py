@@ -1,6 +1,5 @@
 """From the outputs of blocks to the artifact's activation statistics, and to similarity with the reference's."""
 
-from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -25,24 +24,24 @@ class ActivationStatistics:
         """Holds nothing yet."""
         self.stats: dict[str, LayerActivationStats] = {}
         self.similarity: dict[str, Similarity] = {}
-        lengths = [len(ids) for ids in tokens.ids]
+        self._lengths = [[len(tokens.ids[number]) for number in batch] for batch in tokens.batches]
         order = [number for batch in tokens.batches for number in batch]
-        self._lengths = [lengths[number] for number in order]
-        self._batches = tokens.batches
-        self._is_first = np.concatenate([np.arange(length) == 0 for length in self._lengths])
-        by_position = [tokens.skills[number] for number in order for _ in range(lengths[number])]
-        self._skills = np.array([skill or "" for skill in by_position], dtype=object)
-        self._names = sorted({skill for skill in by_position if skill})
+        starts = [position == 0 for number in order for position in range(len(tokens.ids[number]))]
+        skills = np.array([tokens.skills[number] or "" for number in order for _ in tokens.ids[number]], dtype=object)
+        self._first = torch.tensor(starts)
+        self._later = ~self._first
+        self._of_skill = {
+            skill: torch.from_numpy(skills == skill) & self._later for skill in sorted(set(skills)) if skill
+        }
 
     def add(self, outputs: Outputs) -> None:
         """A block's; ignored where they are no hidden states of the probes."""
         rows = self.positions(outputs.target)
         if rows is None:
             return
-        later = torch.from_numpy(~self._is_first)
-        everywhere = _distribution(rows[later])
+        everywhere = _distribution(rows[self._later])
         massive_count, massive_channels = activations.massive(rows.float().cpu().numpy())
-        hidden = rows[later].float().cpu().numpy()
+        hidden = rows[self._later].float().cpu().numpy()
         rank, rank_tokens = representation.rankme(hidden)
         self.stats[outputs.name] = LayerActivationStats(
             name=outputs.name,
@@ -54,8 +53,8 @@ class ActivationStatistics:
             percentile_99=everywhere.percentile_99,
             zero_fraction=everywhere.zero_fraction,
             distribution=everywhere,
-            first_token=_distribution(rows[torch.from_numpy(self._is_first)]),
-            by_skill={skill: _distribution(rows[torch.from_numpy(self._of(skill))]) for skill in self._names},
+            first_token=_distribution(rows[self._first]),
+            by_skill={skill: _distribution(rows[mask]) for skill, mask in self._of_skill.items()},
             submodules=self._submodules(outputs),
             positions=len(hidden),
             token_norm=activations.token_norm(hidden),
@@ -68,41 +67,26 @@ class ActivationStatistics:
             feature_variance=representation.feature_variance(hidden),
         )
         if outputs.reference is not None and (theirs := self.positions(outputs.reference)) is not None:
-            self.similarity[outputs.name] = self._similar(hidden, theirs[later].float().cpu().numpy())
+            self.similarity[outputs.name] = self._similar(hidden, theirs[self._later].float().cpu().numpy())
 
     def positions(self, hidden: Hidden) -> torch.Tensor | None:
         """The real positions of all batches in a row, (positions, channels); None where the shapes are others."""
         rows = []
-        for batch, numbers in zip(hidden, self._split(), strict=True):
+        for batch, numbers in zip(hidden, self._lengths, strict=True):
             if batch.dim() != 3 or batch.shape[0] != len(numbers) or batch.shape[1] < max(numbers):  # noqa: PLR2004
                 return None
             rows += [batch[row, :length] for row, length in enumerate(numbers)]
         return torch.cat(rows)
 
-    def _split(self) -> list[Sequence[int]]:
-        """The lengths of each batch's sequences."""
-        found: list[Sequence[int]] = []
-        start = 0
-        for batch in self._batches:
-            found.append(self._lengths[start : start + len(batch)])
-            start += len(batch)
-        return found
-
-    def _of(self, skill: str) -> npt.NDArray[np.bool_]:
-        mask: npt.NDArray[np.bool_] = (self._skills == skill) & ~self._is_first
-        return mask
-
     def _submodules(self, outputs: Outputs) -> dict[str, ActivationDistribution]:
-        later = torch.from_numpy(~self._is_first)
         parts = {part: self.positions(hidden) for part, hidden in outputs.submodules.items()}
-        return {part: _distribution(rows[later]) for part, rows in parts.items() if rows is not None}
+        return {part: _distribution(rows[self._later]) for part, rows in parts.items() if rows is not None}
 
     def _similar(self, mine: Floats, theirs: Floats) -> Similarity:
-        skills = self._skills[~self._is_first][:SIMILARITY_POSITIONS]
         return representation.similarity(
             mine[:SIMILARITY_POSITIONS],
             theirs[:SIMILARITY_POSITIONS],
-            skills={skill: skills == skill for skill in self._names},
+            skills={skill: mask[self._later][:SIMILARITY_POSITIONS].numpy() for skill, mask in self._of_skill.items()},
         )
 
 

@@ -12,6 +12,7 @@ from typing import Final, Self
 import torch
 import transformers
 from msgspec import Struct
+from msgspec.structs import replace
 
 from archaeologist.checkpoints.index import CheckpointIndex
 from archaeologist.checkpoints.reader import Reader
@@ -58,7 +59,7 @@ class Probing:
         self._not_computed: dict[str, str] = {}
         self._probes = probes
         self._device = torch.device("cpu")
-        self._steps: list[str] = []
+        self._reason: str | None = None
         self._model = self._built(target)
         self._tokens = tokenize(
             self._probes,
@@ -101,18 +102,17 @@ class Probing:
             except Exception as error:  # noqa: BLE001 - as in the lockstep: the walk's results are not lost
                 traceback.print_exc()
                 not_computed["predictions"] = f"the head failed: {type(error).__name__}: {error}"
-        return Found(
+        return replace(
+            output,
             activation_stats=self._statistics.stats,
             probe_info=_probe_info(self._probes, self._tokens),
             forward=ForwardInfo(
-                way="whole" if self._steps else "streamed",
-                reason=self._steps[0] if self._steps else None,
+                way="whole" if self._reason else "streamed",
+                reason=self._reason,
                 device=str(self._device),
                 dtype=str(self._model.dtype).removeprefix("torch."),
                 attention=str(self._model.model.config._attn_implementation),  # noqa: SLF001 - nowhere else to read
             ),
-            output_stats=output.output_stats,
-            output_stats_by_skill=output.output_stats_by_skill,
             functional_drift=self._drift(output),
             not_computed=not_computed | output.not_computed,
         )
@@ -126,7 +126,7 @@ class Probing:
             if size * WHOLE_FACTOR > (free := _free_memory()):
                 msg = f"{reason}; loading it whole needs {size * WHOLE_FACTOR} bytes of memory and {free} are free"
                 raise ModelUnsupported(msg) from reason
-            self._steps.append(f"loaded whole: {reason}")
+            self._reason = self._reason or f"loaded whole: {reason}"
             return whole(checkpoint.folder)
 
     def _side(self, reference: Checkpoint, batches: Sequence[Batch]) -> Side | None:
@@ -179,13 +179,7 @@ class Probing:
     def _drift(self, output: Found) -> FunctionalDrift | None:
         if self._reference is None or not self._statistics.similarity:
             return None
-        known = output.functional_drift or FunctionalDrift()
-        return FunctionalDrift(
-            output=known.output,
-            output_by_skill=known.output_by_skill,
-            similarity=self._statistics.similarity,
-            reference_output=known.reference_output,
-        )
+        return replace(output.functional_drift or FunctionalDrift(), similarity=self._statistics.similarity)
 
 
 def _free_memory() -> int:

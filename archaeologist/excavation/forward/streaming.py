@@ -215,27 +215,23 @@ class Lockstep:
 
     def through(self, blocks: Iterator[BlockResult]) -> Iterator[BlockResult]:
         """The same blocks, each after the forward passes went through it; at the end they are done."""
-        try:
-            self._guarded(self._start)
-            for block in blocks:
-                self._guarded(lambda block=block: self._offer(block))  # type: ignore[misc]
-                yield block
-            self._guarded(self._finish)
-        finally:
-            if self.failure:
-                self.close()
+        self._guarded(self._start)
+        for block in blocks:
+            self._guarded(self._offer, block)
+            yield block
+        self._guarded(self._finish)
 
     def close(self) -> None:
         """Ends the threads; whoever made this calls it."""
         for side in self._sides:
             side.close()
 
-    def _guarded(self, step: Callable[[], None]) -> None:
+    def _guarded(self, step: Callable[..., None], *arguments: BlockResult) -> None:
         """Weights and drift are delivered whatever a model's code does."""
         if self.failure is not None:
             return
         try:
-            step()
+            step(*arguments)
         except Exception as error:  # noqa: BLE001 - any model's code runs here; where it failed is in the log
             traceback.print_exc()
             self.failure = f"the forward pass failed: {type(error).__name__}: {error}"
