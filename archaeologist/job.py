@@ -40,6 +40,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="archaeologist.job", description="Runs one job; started by the daemon.")
     parser.add_argument("--lines-fd", type=int, required=True, help="descriptor for the lines of JSON")
     lines = _Lines(parser.parse_args().lines_fd)
+    # Before NumPy is loaded: blocks share the processors, and threads within one product only wait for each other.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     _stand_back()
     started = time.perf_counter()

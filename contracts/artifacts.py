@@ -137,10 +137,14 @@ class LayerActivationStats(Struct, frozen=True, kw_only=True):
     massive_channels: tuple[int, ...] = ()
     outlier_channels: int = 0
     """How many channels have a magnitude of at least 6 in at least 6 % of the positions."""
+    neurons: int | None = None
+    """Neurons of the block's MLP; null where it has none of the usual form, experts for one."""
+    dead_neurons: int | None = None
+    """Those whose largest magnitude over all positions is at most 0.001 of the median neuron's."""
     rankme: float | None = None
     """Effective rank of the hidden states: exp of the entropy of their normalised singular values."""
     rankme_tokens: int = 0
-    """Positions it was computed from; compare only with the same number."""
+    """Positions it was computed from, evenly spaced over all; compare only with the same number."""
     anisotropy: float | None = None
     """Mean cosine between the hidden states of two positions."""
     feature_variance: float | None = None
@@ -173,6 +177,8 @@ class ForwardInfo(Struct, frozen=True, kw_only=True):
     """``streamed``: one block's weights at a time; ``whole``: the model was loaded whole, see ``reason``."""
     reason: str | None = None
     device: str = "cpu"
+    threads: int = 1
+    """Torch's own, for each pass; in float32 the last bits depend on it."""
     dtype: str = ""
     attention: str = ""
     """Implementation of attention: ``sdpa``, ``eager``."""

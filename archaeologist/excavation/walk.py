@@ -48,7 +48,7 @@ class BlockResult(Struct, frozen=True, kw_only=True):
     block: PlannedBlock
     tensors: tuple[TensorResult, ...]
     target: dict[str, Bytes] = {}
-    """The target's bytes by stored name, where they are kept."""
+    """The target's bytes by stored name, where they are kept; valid until the next block is asked for."""
     reference: dict[str, Bytes] = {}
     """The reference's."""
 
@@ -93,6 +93,7 @@ class Walk:
         self._on_progress = on_progress
         self._read_values = read_values
         self._kept: dict[str, tuple[Bytes, Bytes]] = {}
+        self._spare: dict[int, list[Bytes]] = {}
         self._room = threading.Semaphore(AHEAD)
         self._segments = self._cut()
         self._cutting, self._lock = threading.Lock(), threading.Lock()
@@ -126,8 +127,9 @@ class Walk:
                 if block.name not in self._kept_blocks:
                     yield result
                     continue
-                yield self._with_bytes(result)
-                del result
+                kept = self._with_bytes(result)
+                yield kept
+                self._give_back(kept)
                 self._room.release()
             self._report(len(self._plan.blocks))
         finally:
@@ -156,6 +158,16 @@ class Walk:
             reference={pair.reference.name: kept[pair.target.name][1] for pair in pairs if pair.reference},
         )
 
+    def _give_back(self, result: BlockResult) -> None:
+        """Blocks are alike: the next but one takes these buffers; fresh memory costs as much as reading into it."""
+        self._spare.clear()
+        for buffer in (*result.target.values(), *result.reference.values()):
+            self._spare.setdefault(buffer.size, []).append(buffer)
+
+    def _buffer(self, size: int) -> Bytes:
+        spare = self._spare.get(size)
+        return spare.pop() if spare else np.empty(size, np.uint8)
+
     def _report(self, number: int) -> None:
         done, total = self._bytes_read, self._plan.size_bytes
         elapsed = time.monotonic() - self._started
@@ -181,7 +193,7 @@ class Walk:
             for pair in block.pairs:
                 if is_kept:
                     other = pair.reference.size if pair.reference else 0
-                    self._kept[pair.target.name] = np.empty(pair.target.size, np.uint8), np.empty(other, np.uint8)
+                    self._kept[pair.target.name] = self._buffer(pair.target.size), self._buffer(other)
                 tally = Tally(pair, has_sketch=self._has_sketch)
                 if not tally.segments:
                     self._results.put(tally.result())

@@ -35,6 +35,10 @@ OUTLIER: Final = 6.0
 OUTLIER_PERCENT: Final = 6
 """… in at least this share of the positions (arXiv 2208.07339)."""
 
+DEAD_SHARE: Final = 1e-3
+"""A neuron is dead whose largest magnitude is at most this share of the median neuron's: SiLU and GELU are almost never
+exactly 0. [judgement]"""
+
 _SLICE_VALUES: Final = 1 << 18
 """Values in a slice: 2 MB as float64, which stay in a second-level cache."""
 
@@ -101,6 +105,17 @@ def outlier_channels(hidden: Hidden) -> tuple[int, ...]:
         large += (is_finite & (magnitudes >= OUTLIER)).sum(axis=0)
     # In whole numbers: 0.06 is no binary fraction.
     return tuple(np.flatnonzero((large > 0) & (100 * large >= OUTLIER_PERCENT * finite)).tolist())
+
+
+def dead_neurons(largest: npt.NDArray[np.float32]) -> int:
+    """How many neurons never answer to a probe.
+
+    Args:
+        largest: Largest magnitude of each neuron over the positions, (neurons,). NaN and infinity are no death, and
+            the median is that of the others.
+    """
+    finite = largest[np.isfinite(largest)].astype(np.float64)
+    return int(np.count_nonzero(finite <= DEAD_SHARE * np.median(finite))) if finite.size else 0
 
 
 def token_norm(hidden: Hidden) -> float | None:

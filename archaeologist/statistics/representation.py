@@ -25,29 +25,28 @@ _ROUNDING: Final = 1e-12
 """A similarity below this share of its terms is what rounding left of 0."""
 
 
-def rankme(hidden: Hidden, *, tokens: int = 512) -> tuple[float | None, int]:
-    """Effective rank of the first positions, and their number: exp of the entropy of σ/Σσ (arXiv 2210.02885).
+def rankme(hidden: Hidden) -> float | None:
+    """Effective rank: exp of the entropy of σ/Σσ (arXiv 2210.02885).
 
     Not centred, as in the paper; its ε of 1e-7 is left out, so that one direction has a rank of exactly 1. σ are the
     roots of the eigenvalues of the smaller Gram matrix: those below about 5e-7 of the largest are rounding, and 0.
 
     Args:
-        hidden: (positions, channels).
-        tokens: Positions to use. The value grows with it: compare only with the same number.
+        hidden: (positions, channels). The value grows with the positions: compare only with the same number.
 
     Returns:
         The rank, from 1 to the smaller side; None where all values are 0, one is not finite, or there are none.
     """
-    rows = hidden[:tokens].astype(np.float64)
+    rows = hidden.astype(np.float64)
     if not rows.size or not np.isfinite(rows).all():
-        return None, len(rows)
+        return None
     squares = np.linalg.eigvalsh(rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows)
     largest = float(squares[-1])
     if largest <= 0:
-        return None, len(rows)
+        return None
     sigmas = np.sqrt(squares[squares > largest * max(rows.shape) * np.finfo(np.float64).eps])
     shares = sigmas / sigmas.sum()
-    return math.exp(-float(shares @ np.log(shares))), len(rows)
+    return math.exp(-float(shares @ np.log(shares)))
 
 
 def anisotropy(hidden: Hidden) -> float | None:

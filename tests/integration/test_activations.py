@@ -88,8 +88,15 @@ def hooked(made: PreTrainedModel, artifact: LayerStats) -> tuple[dict[str, Float
     def keep(name: str) -> Callable[[Any, Any, Any], None]:
         return lambda _module, _inputs, output: kept[name].append(output[0] if isinstance(output, tuple) else output)
 
+    def measure(name: str) -> Callable[[Any, Any], None]:
+        return lambda _module, inputs: kept[name].append(inputs[0])
+
     layers = getattr(made, made.base_model_prefix).layers
-    hooks = [layer.register_forward_hook(keep(f"model.layers.{number}")) for number, layer in enumerate(layers)]
+    hooks = [
+        layer.mlp.down_proj.register_forward_pre_hook(measure(f"neurons.{number}"))
+        for number, layer in enumerate(layers)
+    ]
+    hooks += [layer.register_forward_hook(keep(f"model.layers.{number}")) for number, layer in enumerate(layers)]
     rows: dict[str, list[torch.Tensor]] = {}
     first: list[bool] = []
     for batch in artifact.probe_info.batches:
@@ -99,7 +106,7 @@ def hooked(made: PreTrainedModel, artifact: LayerStats) -> tuple[dict[str, Float
         for row, number in enumerate(batch):
             ids[row, : lengths[row]] = torch.tensor(sequences[number])
             mask[row, : lengths[row]] = 1
-        kept.update({f"model.layers.{number}": [] for number in range(len(layers))})
+        kept.update({f"{name}.{number}": [] for number in range(len(layers)) for name in ("model.layers", "neurons")})
         with torch.inference_mode():
             logits = made(input_ids=ids, attention_mask=mask if min(lengths) < max(lengths) else None).logits
         for name, (hidden,) in (kept | {"logits": [logits]}).items():
@@ -142,11 +149,25 @@ def debiased_cka(x: Floats, y: Floats) -> float:
     return float(hsic(x, y) / np.sqrt(hsic(x, x) * hsic(y, y)))
 
 
+def effective_rank(values: Floats) -> float:
+    sigmas = np.linalg.svd(values, compute_uv=False)
+    shares = sigmas / sigmas.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def with_dead_neurons(made: PreTrainedModel) -> PreTrainedModel:
+    """The model with three neurons of each block that say next to nothing."""
+    with torch.no_grad():
+        for layer in getattr(made, made.base_model_prefix).layers:
+            layer.mlp.up_proj.weight[[1, 5, 60]] *= 1e-6
+    return made
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "f32"])
 @pytest.mark.parametrize("name", ["qwen3", "llama"])
 def test_statistics_equal_those_of_a_plain_run_with_hooks(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     made, moved = (model(name, seed=3, dtype=dtype, vocab_size=VOCABULARY) for _ in range(2))
-    moved = drifted(moved)
+    moved = with_dead_neurons(drifted(moved))
     reference, target = checkpoint(tmp_path / "1", made), checkpoint(tmp_path / "2", moved)
     artifact = analysed(target, reference, submodules=True)
     assert artifact.not_computed == {}
@@ -154,8 +175,14 @@ def test_statistics_equal_those_of_a_plain_run_with_hooks(name: str, dtype: torc
     assert (artifact.forward.way, artifact.forward.dtype) == ("streamed", str(dtype).removeprefix("torch."))
     mine, my_logits, is_first = hooked(moved, artifact)
     theirs, their_logits, _ = hooked(made, artifact)
+    neurons = {name.replace("neurons", "model.layers"): mine.pop(name) for name in list(mine) if "neurons" in name}
+    count = int((~is_first).sum())
+    sample = np.linspace(0, count - 1, min(count, 512)).round().astype(int)
     for layer, values in mine.items():
         found = artifact.activation_stats[layer]
+        largest = np.abs(neurons[layer]).max(axis=0)
+        assert found.neurons == len(largest) == 64
+        assert found.dead_neurons == np.sum(largest <= 1e-3 * np.median(largest)) == 3
         check(found.distribution, values[~is_first].ravel())
         check(found.first_token, values[is_first].ravel())
         assert (found.mean, found.percentile_99) == (found.distribution.mean, found.distribution.percentile_99)
@@ -163,7 +190,10 @@ def test_statistics_equal_those_of_a_plain_run_with_hooks(name: str, dtype: torc
         assert set(found.submodules) == {"attn", "mlp"}
         assert artifact.functional_drift is not None
         similarity = artifact.functional_drift.similarity[layer]
-        assert similarity.cka == pytest.approx(debiased_cka(values[~is_first], theirs[layer][~is_first]), abs=1e-6)
+        mine_there, theirs_there = values[~is_first][sample], theirs[layer][~is_first][sample]
+        assert similarity.cka == pytest.approx(debiased_cka(mine_there, theirs_there), abs=1e-6)
+        assert found.rankme == pytest.approx(effective_rank(mine_there), rel=1e-6)
+        assert similarity.positions == found.rankme_tokens == len(sample)
     _check_predictions(artifact, my_logits, their_logits, is_first)
 
 

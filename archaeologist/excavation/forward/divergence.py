@@ -8,13 +8,14 @@ Shapes: N positions, V tokens of the vocabulary.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Final
 
 import torch
 from msgspec import Struct
 
+from archaeologist.excavation.forward.lanes import Lanes
 from contracts.artifacts import OutputDrift, OutputStats
 
 _PIECE_VALUES: Final = 1 << 17
@@ -22,8 +23,6 @@ _PIECE_VALUES: Final = 1 << 17
 CPU's caches."""
 _PIECE_VALUES_OFF_CPU: Final = 1 << 22
 """The same on a GPU: enough to keep it busy, and about 170 MB in all."""
-_MOST_LANES: Final = 16
-"""Threads at most: each takes 5 MB at 150,000 tokens, and slices have some dozens of positions."""
 
 _IMPOSSIBLE: Final = -1e300
 """Stands for a logit of -infinity, whose probability of 0 times infinity would be NaN."""
@@ -50,15 +49,17 @@ class Predictions:
     (151,936 tokens), which is the divergence of a short stretch of training; with float64 by 1e-14, for twice the time.
     """
 
-    def __init__(self, *, has_reference: bool) -> None:
+    def __init__(self, *, has_reference: bool, lanes: Lanes) -> None:
         """Holds nothing yet.
 
         Args:
             has_reference: Whether every slice comes with the reference's logits.
+            lanes: Where the positions of a slice are measured.
         """
         self._has_reference = has_reference
         self._positions: list[_Position] = []
-        self._lanes: list[_Lane] = []
+        self._lanes = lanes
+        self._gauges: list[_Gauge] = []
 
     def add(
         self,
@@ -79,9 +80,9 @@ class Predictions:
             ValueError: The reference has another vocabulary, or is missing or unexpected; lengths differ.
         """
         self._check(logits, reference, next_ids, skills)
-        if not self._lanes or not self._lanes[0].is_for(logits):
-            self._lanes = _lanes(logits)
-        rows = _measure(self._lanes, logits, reference, next_ids.to(logits.device))
+        if not self._gauges or not self._gauges[0].is_for(logits):
+            self._gauges = [_Gauge(logits) for _ in range(self._lanes.count if logits.device.type == "cpu" else 1)]
+        rows = self._measure(logits, reference, next_ids.to(logits.device))
         self._positions += [_Position(skill, *row) for skill, row in zip(skills, rows, strict=True)]
 
     def result(self) -> PredictionResult:
@@ -99,6 +100,16 @@ class Predictions:
             drift=_drift(everything) if self._has_reference else None,
             drift_by_skill={skill: _drift(found) for skill, found in groups} if self._has_reference else {},
         )
+
+    def _measure(
+        self, logits: torch.Tensor, reference: torch.Tensor | None, ids: torch.Tensor
+    ) -> Iterator[list[float]]:
+        """The numbers of ``_Position``, for each position; every lane takes its share of them."""
+        count = len(self._gauges)
+        mine, follows = logits.chunk(count), ids.chunk(count)
+        theirs = [None] * len(mine) if reference is None else reference.chunk(count)
+        shares = zip(self._gauges, mine, theirs, follows, strict=False)
+        return chain.from_iterable(self._lanes.each(lambda share: share[0].measure(*share[1:]), shares))
 
     def _check(
         self,
@@ -123,7 +134,7 @@ class Predictions:
 
 
 class _Position(Struct, frozen=True):
-    """What is kept of a position; NaN where logits are not finite. In the order of ``_Lane``'s columns."""
+    """What is kept of a position; NaN where logits are not finite. In the order of ``_Gauge``'s columns."""
 
     skill: str | None
     entropy: float
@@ -174,8 +185,8 @@ class _Workspace:
         return _Probabilities(shifted=shifted, share=share, log_total=log_total, entropy=entropy.clamp_(min=0))
 
 
-class _Lane:
-    """What one thread needs: a workspace a model, for a piece of the positions at a time."""
+class _Gauge:
+    """What one lane needs: a workspace a model, for a piece of the positions at a time."""
 
     def __init__(self, logits: torch.Tensor) -> None:
         """For logits of this vocabulary, on this device."""
@@ -210,35 +221,6 @@ class _Lane:
             columns += [theirs.entropy, theirs.loss(ids)]
             columns += [*_divergences(mine, theirs), agrees.double()]
         return torch.stack(columns, dim=1)
-
-
-def _lanes(logits: torch.Tensor) -> list[_Lane]:
-    """As many as torch has threads here; one on a GPU."""
-    count = min(torch.get_num_threads(), _MOST_LANES) if logits.device.type == "cpu" else 1
-    return [_Lane(logits) for _ in range(count)]
-
-
-def _measure(
-    lanes: Sequence[_Lane], logits: torch.Tensor, reference: torch.Tensor | None, ids: torch.Tensor
-) -> list[list[float]]:
-    """The numbers of ``_Position``, for each position; every lane takes its share of them.
-
-    A thread a lane, and none of torch's own within: those wait for each other after each of thousands of small
-    operations, and beside a busy neighbour (a trainer) every wait takes the time of its turn: 80 s for what takes 2.
-    """
-    if len(lanes) == 1:
-        return lanes[0].measure(logits, reference, ids)
-    count = len(lanes)
-    mine, follows = logits.chunk(count), ids.chunk(count)
-    theirs = [None] * len(mine) if reference is None else reference.chunk(count)
-    threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            found = pool.map(_Lane.measure, lanes, mine, theirs, follows)
-            return [row for rows in found for row in rows]
-    finally:
-        # Each thread has its own number, but threads to come take over the last one that was set.
-        torch.set_num_threads(threads)
 
 
 def _divergences(mine: _Probabilities, theirs: _Probabilities) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,6 +20,8 @@ from archaeologist.errors import ArchaeologistError, ModelUnsupported
 from archaeologist.excavation.forward.activations import ActivationStatistics
 from archaeologist.excavation.forward.divergence import Predictions
 from archaeologist.excavation.forward.found import Found
+from archaeologist.excavation.forward.head import Head
+from archaeologist.excavation.forward.lanes import Lanes
 from archaeologist.excavation.forward.model import Skeleton, TensorsStoredOtherwise, skeleton, whole
 from archaeologist.excavation.forward.streaming import Batch, Lockstep, Side
 from archaeologist.excavation.forward.tokens import Tokens, tokenize
@@ -29,7 +31,8 @@ from contracts.artifacts import ForwardInfo, FunctionalDrift, ProbeInfo
 from contracts.messages import MAX_PROBE_TOKENS, Excavation
 
 HEAD_POSITIONS: Final = 256
-"""Positions whose logits are in memory at once: of 150,000 tokens in bfloat16, 80 MB a model."""
+"""Positions whose logits are in memory at once, 80 MB a model of 150,000 tokens in bfloat16; for each lot of them the
+head is read."""
 WHOLE_FACTOR: Final = 1.5
 """Of a checkpoint's size: what loading it whole may take at its peak."""
 
@@ -54,7 +57,6 @@ class Probing:
             ArchaeologistError: Tokenizer or model cannot be used; the code says why.
         """
         options = excavation.activations
-        torch.set_num_threads(thread_count(excavation.threads))
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         self._not_computed: dict[str, str] = {}
         self._probes = probes
@@ -70,18 +72,23 @@ class Probing:
             positions=getattr(self._model.model.config, "max_position_embeddings", None),
         )
         batches = [_batch(self._tokens, numbers) for numbers in self._tokens.batches]
-        self._target = Side(self._model, target.reader, batches, device=self._device, has_submodules=options.submodules)
-        self._reference = self._side(reference, batches) if reference else None
-        self._statistics = ActivationStatistics(self._tokens)
-        self._lockstep = Lockstep(self._target, self._reference, self._statistics.add)
+        theirs = self._reference_model(reference) if reference else None
+        self._lanes = Lanes(thread_count(excavation.threads), passes=len(batches) * (2 if theirs else 1))
+        self._target = self._side(target, self._model, batches, has_submodules=options.submodules)
+        self._reference = self._side(reference, theirs, batches) if reference and theirs else None
+        self._statistics = ActivationStatistics(self._tokens, lanes=self._lanes)
+        self._lockstep = Lockstep(
+            self._target, self._reference, self._statistics.add, lanes=self._lanes, on_end=self._statistics.finish
+        )
 
     def __enter__(self) -> Self:
         """Starts nothing yet."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends the models' threads."""
+        """Ends the threads."""
         self._lockstep.close()
+        self._lanes.__exit__()
 
     def needed(self) -> frozenset[str]:
         """The blocks whose bytes the models take from the walk."""
@@ -110,6 +117,7 @@ class Probing:
                 way="whole" if self._reason else "streamed",
                 reason=self._reason,
                 device=str(self._device),
+                threads=self._lanes.threads_a_pass,
                 dtype=str(self._model.dtype).removeprefix("torch."),
                 attention=str(self._model.model.config._attn_implementation),  # noqa: SLF001 - nowhere else to read
             ),
@@ -129,39 +137,49 @@ class Probing:
             self._reason = self._reason or f"loaded whole: {reason}"
             return whole(checkpoint.folder)
 
-    def _side(self, reference: Checkpoint, batches: Sequence[Batch]) -> Side | None:
+    def _side(
+        self, checkpoint: Checkpoint, model: Skeleton, batches: Sequence[Batch], *, has_submodules: bool = False
+    ) -> Side:
+        return Side(
+            model,
+            checkpoint.reader,
+            batches,
+            device=self._device,
+            threads=self._lanes.threads_a_pass,
+            has_submodules=has_submodules,
+        )
+
+    def _reference_model(self, reference: Checkpoint) -> Skeleton | None:
         try:
             model = self._built(reference)
-            if _vocabulary(model) != _vocabulary(self._model):
-                self._not_computed["functional_drift"] = (
-                    f"the reference's vocabulary has {_vocabulary(model)} tokens and the target's"
-                    f" {_vocabulary(self._model)}; compare models with one tokenizer"
-                )
-                return None
-            return Side(model, reference.reader, batches, device=self._device)
         except ArchaeologistError as error:
             self._not_computed["functional_drift"] = f"the reference cannot be run: {error}"
             return None
+        if _vocabulary(model) == _vocabulary(self._model):
+            return model
+        self._not_computed["functional_drift"] = (
+            f"the reference's vocabulary has {_vocabulary(model)} tokens and the target's"
+            f" {_vocabulary(self._model)}; compare models with one tokenizer"
+        )
+        return None
 
     def _predictions(self) -> Found:
         if self._model.head is None:
             return Found(not_computed={"predictions": "the model has no causal head"})
         asked = [self._target, *([self._reference] if self._reference else [])]
-        heads = [(side, head) for side in asked if (head := side.model.head) is not None]
-        sides = [side for side, _ in heads]
-        predictions = Predictions(has_reference=len(sides) > 1)
+        sides = [side for side in asked if side.model.head is not None]
+        predictions = Predictions(has_reference=len(sides) > 1, lanes=self._lanes)
+        rows = [self._statistics.positions(side.last_hidden()) for side in sides]
+        if any(hidden is None for hidden in rows):
+            return Found(not_computed={"predictions": "the last hidden states have another shape than the probes"})
+        keep, following, skills = _following(self._tokens)
         with contextlib.ExitStack() as stack:
-            for side, head in heads:
-                stack.enter_context(side.placed(head, {}))
-            rows = [self._statistics.positions(side.last_hidden()) for side in sides]
-            if any(hidden is None for hidden in rows):
-                return Found(not_computed={"predictions": "the last hidden states have another shape than the probes"})
-            keep, following, skills = _following(self._tokens)
+            heads = [stack.enter_context(Head(side, lanes=self._lanes)) for side in sides]
             for start in range(0, len(keep), HEAD_POSITIONS):
                 window = slice(start, start + HEAD_POSITIONS)
                 logits = [
-                    side.logits(hidden[keep[window]])
-                    for side, hidden in zip(sides, rows, strict=True)
+                    head.logits(hidden[keep[window]].to(self._device))
+                    for head, hidden in zip(heads, rows, strict=True)
                     if hidden is not None
                 ]
                 predictions.add(logits[0], logits[1] if len(logits) > 1 else None, following[window], skills[window])

@@ -3,7 +3,7 @@
 Of a table of embeddings only the rows of the probes' tokens are read.
 
 ``Lockstep.through`` takes the walk's blocks as they come and passes them on. While a block's bytes are at hand, every
-forward pass that waits for it runs through it: those of the target, one a batch of probes, then those of the reference.
+forward pass that waits for it runs through it, one a batch of probes and model, as many at a time as there are lanes.
 What a model asks for out of the walk's order, a head tied to the embedding for one, is read again. If the forward pass
 fails, the walk goes on without it.
 """
@@ -18,10 +18,11 @@ import numpy.typing as npt
 import torch
 from msgspec import Struct
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.pytorch_utils import Conv1D
 
 from archaeologist.checkpoints.index import TensorEntry
 from archaeologist.checkpoints.reader import Reader
+from archaeologist.excavation.forward.lanes import Lanes
 from archaeologist.excavation.forward.model import DTYPES, Skeleton, Unit
 from archaeologist.excavation.forward.stepper import Stepper
 from archaeologist.excavation.walk import BlockResult
@@ -51,6 +52,8 @@ class Outputs(Struct, frozen=True, kw_only=True):
     reference: Hidden | None
     submodules: Mapping[str, Hidden] = {}
     """The target's, by ``attn`` and ``mlp``, where they were asked for."""
+    neurons: torch.Tensor | None = None
+    """Largest magnitude of each neuron of the target's MLP over the positions, (neurons,)."""
 
 
 class Side:
@@ -63,12 +66,24 @@ class Side:
         batches: Sequence[Batch],
         *,
         device: torch.device,
+        threads: int = 1,
         has_submodules: bool = False,
     ) -> None:
-        """Starts nothing yet."""
+        """Starts nothing yet.
+
+        Args:
+            model: Its weights are put in place block by block.
+            reader: The checkpoint's open files.
+            batches: The probes.
+            device: Where the model runs.
+            threads: Of torch's own, for each pass.
+            has_submodules: Whether the outputs of attention and MLP are kept too.
+        """
         self.model = model
         self.device = device
-        self._reader = reader
+        self.reader = reader
+        self._threads = threads
+        self._batches = batches
         self._used = torch.unique(torch.cat([batch.input_ids.flatten() for batch in batches]))
         self._hooks = list(self._hooked(has_submodules=has_submodules))
         self._outputs: dict[str, dict[int, torch.Tensor]] = {}
@@ -77,6 +92,7 @@ class Side:
             for name, buffer in module.named_buffers(recurse=False):
                 module._buffers[name] = buffer.to(device)  # noqa: SLF001 - ``to`` would move the parameters too
         self.steppers = [Stepper(self._work(batch)) for batch in batches]
+        self._sizes = [batch.input_ids.numel() for batch in batches]
 
     def waiting_for(self) -> str | None:
         """The unit that the first unfinished pass stopped at; None when all are done."""
@@ -94,18 +110,17 @@ class Side:
             for slot in unit.slots:
                 stack.callback(slot.module._parameters.__setitem__, slot.attribute, slot.empty)  # noqa: SLF001
                 if unit.is_token_table:
-                    values = _rows(slot.entry, self._used, self._reader)
+                    values = _rows(slot.entry, self._used, self.reader)
                 else:
-                    values = _tensor(slot.entry, at_hand.get(slot.entry.name), self._reader)
+                    values = _tensor(slot.entry, at_hand.get(slot.entry.name), self.reader)
                 parameter = nn.Parameter(values.to(self.device, slot.empty.dtype), requires_grad=False)
                 slot.module._parameters[slot.attribute] = parameter  # noqa: SLF001 - registering would check and copy
             yield
 
-    def step(self, name: str) -> None:
-        """Runs every pass that waits for the unit up to its next one."""
-        for stepper in self.steppers:
-            if stepper.waits_for == name:
-                stepper.resume()
+    def stopped_at(self, name: str) -> list[tuple[int, Stepper[torch.Tensor]]]:
+        """The passes that wait for the unit, each with the number of its positions."""
+        passes = zip(self._sizes, self.steppers, strict=True)
+        return [(size, stepper) for size, stepper in passes if stepper.waits_for == name]
 
     def start(self) -> None:
         """Runs every pass up to its first unit."""
@@ -123,21 +138,6 @@ class Side:
         """The model's last hidden states, once all passes are done."""
         return tuple(stepper.result() for stepper in self.steppers)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The head on some positions: (positions, channels) → (positions, vocabulary). Its weights must be in place.
-
-        The model's own forward with its base left out, so that whatever it does to the logits is done.
-        """
-        base = self.model.base
-        base.forward = lambda *_, **__: _LastHidden(last_hidden_state=hidden[None])
-        try:
-            with torch.inference_mode():
-                ids = torch.zeros((1, len(hidden)), dtype=torch.int64, device=hidden.device)
-                found: torch.Tensor = self.model.model(input_ids=ids).logits[0]
-        finally:
-            del base.forward
-        return found
-
     def close(self) -> None:
         """Ends the threads."""
         for stepper in self.steppers:
@@ -147,6 +147,7 @@ class Side:
 
     def _work(self, batch: Batch) -> Callable[[], torch.Tensor]:
         def run() -> torch.Tensor:
+            torch.set_num_threads(self._threads)
             with torch.inference_mode():
                 mask = None if batch.attention_mask is None else batch.attention_mask.to(self.device)
                 output = self.model.base(input_ids=batch.input_ids.to(self.device), attention_mask=mask)
@@ -159,10 +160,12 @@ class Side:
         for unit in self.model.units.values():
             yield unit.module.register_forward_pre_hook(self._pausing(unit))
             yield unit.module.register_forward_hook(self._keeping(unit.name))
-            if has_submodules:
-                for name, child in unit.module.named_children():
-                    if name in SUBMODULES:
-                        yield child.register_forward_hook(self._keeping(f"{unit.name}/{SUBMODULES[name]}"))
+            for name, child in unit.module.named_children():
+                part = SUBMODULES.get(name)
+                if part == "mlp" and (down := _down_projection(child, self.model.model.config.hidden_size)) is not None:
+                    yield down.register_forward_pre_hook(self._measuring(f"{unit.name}/neurons"))
+                if part is not None and has_submodules:
+                    yield child.register_forward_hook(self._keeping(f"{unit.name}/{part}"))
 
     def _pausing(self, unit: Unit) -> Callable[[nn.Module, Any], Any]:
         def pause(_module: nn.Module, arguments: Any) -> Any:
@@ -182,29 +185,55 @@ class Side:
             stepper = Stepper.running()
             first = output[0] if isinstance(output, tuple) and output else output
             if stepper is not None and isinstance(first, torch.Tensor):
-                number = next(number for number, one in enumerate(self.steppers) if one is stepper)
-                self._outputs.setdefault(name, {})[number] = first
+                self._outputs.setdefault(name, {})[self._number(stepper)] = first
 
         return keep
+
+    def _measuring(self, name: str) -> Callable[[nn.Module, Any], None]:
+        def measure(_module: nn.Module, arguments: Any) -> None:
+            stepper = Stepper.running()
+            if stepper is None:
+                return
+            number, magnitudes = self._number(stepper), arguments[0].abs()
+            mask = self._batches[number].attention_mask
+            if mask is not None:
+                magnitudes.masked_fill_(mask.to(self.device)[..., None] == 0, 0)
+            self._outputs.setdefault(name, {})[number] = magnitudes.amax(dim=(0, 1))
+
+        return measure
+
+    def _number(self, stepper: Stepper[Any]) -> int:
+        return next(number for number, one in enumerate(self.steppers) if one is stepper)
 
 
 class Lockstep:
     """The forward passes of a target, and of a reference beside it."""
 
-    def __init__(self, target: Side, reference: Side | None, on_outputs: Callable[[Outputs], None]) -> None:
+    def __init__(
+        self,
+        target: Side,
+        reference: Side | None,
+        on_outputs: Callable[[Outputs], None],
+        *,
+        lanes: Lanes,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
         """Starts nothing yet.
 
         Args:
             target: The model under analysis.
             reference: Run in lockstep, where there is one.
             on_outputs: Called after each block, while its outputs are in memory.
+            lanes: Where the passes run.
+            on_end: Called after the last block.
         """
         self.failure: str | None = None
         """Why the forward pass ended early."""
         self._target = target
         self._reference = reference
         self._sides = [target, *([reference] if reference else [])]
-        self._on_outputs = on_outputs
+        self._on_outputs, self._on_end = on_outputs, on_end
+        self._lanes = lanes
         self._passed: set[str] = set()
         self._calls: dict[str, int] = {}
 
@@ -249,25 +278,36 @@ class Lockstep:
     def _finish(self) -> None:
         while (wanted := self._wanted()) is not None:
             self._run(wanted, None)
+        self._on_end()
 
     def _wanted(self) -> str | None:
         """The unit to run next: the target's, for the reference follows it."""
         return next((name for side in self._sides if (name := side.waiting_for()) is not None), None)
 
     def _run(self, name: str, result: BlockResult | None) -> None:
-        outputs: list[Hidden | None] = []
-        for side in self._sides:
-            unit = side.model.units.get(name)
-            if unit is None or side.waiting_for() != name:
-                outputs.append(None)
-                continue
-            at_hand: Mapping[str, Bytes] = {}
-            if result is not None and result.block.name == name:
-                at_hand = result.target if side is self._target else result.reference
-            with side.placed(unit, at_hand):
-                side.step(name)
-            outputs.append(side.take(name))
-        self._tell(name, outputs)
+        sides = [side for side in self._sides if name in side.model.units and side.waiting_for() == name]
+        at_hand = result if result is not None and result.block.name == name else None
+        with contextlib.ExitStack() as stack:
+            for side in sides:
+                stack.enter_context(side.placed(side.model.units[name], self._bytes(side, at_hand)))
+            self._step(sides, name)
+        self._tell(name, [side.take(name) if side in sides else None for side in self._sides])
+
+    def _bytes(self, side: Side, block: BlockResult | None) -> Mapping[str, Bytes]:
+        if block is None:
+            return {}
+        return block.target if side is self._target else block.reference
+
+    def _step(self, sides: Sequence[Side], name: str) -> None:
+        """Runs every pass that waits for the unit up to its next one."""
+        waiting = [found for side in sides for found in side.stopped_at(name)]
+        passes = [stepper for _, stepper in sorted(waiting, key=lambda found: -found[0])]
+        if any(side.model.units[name].is_token_table for side in sides):
+            # What comes between it and the first block may change the model: frequencies for longer sequences, for one.
+            for stepper in passes:
+                stepper.resume()
+        else:
+            self._lanes.each(Stepper.resume, passes)
 
     def _tell(self, name: str, outputs: Sequence[Hidden | None]) -> None:
         mine = outputs[0]
@@ -275,6 +315,7 @@ class Lockstep:
             return
         self._calls[name] = call = self._calls.get(name, 0) + 1
         parts = {part: hidden for part in ("attn", "mlp") if (hidden := self._target.take(f"{name}/{part}"))}
+        neurons = self._target.take(f"{name}/neurons")
         self._on_outputs(
             Outputs(
                 # A block whose weights several layers share has outputs of its own for each.
@@ -282,15 +323,25 @@ class Lockstep:
                 target=mine,
                 reference=outputs[1] if len(outputs) > 1 else None,
                 submodules=parts,
+                neurons=torch.stack(neurons).amax(dim=0) if neurons else None,
             )
         )
 
 
-class _LastHidden(BaseModelOutputWithPastAndCrossAttentions):
-    """A base model's output that has whatever a head looks for, router logits for one."""
+def _down_projection(mlp: nn.Module, hidden_size: int) -> nn.Module | None:
+    """The matrix that takes the neurons back to the residual stream: its input is what they say.
 
-    def __getattr__(self, name: str) -> None:
-        """Called for what is not there."""
+    The last one that gives ``hidden_size`` channels; a router of experts gives another number.
+    """
+    widths = {child: _output_width(child) for child in mlp.children()}
+    matrices = [child for child, width in widths.items() if width is not None]
+    return matrices[-1] if len(matrices) > 1 and widths[matrices[-1]] == hidden_size else None
+
+
+def _output_width(module: nn.Module) -> int | None:
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    return module.nf if isinstance(module, Conv1D) else None
 
 
 def _tensor(entry: TensorEntry, at_hand: Bytes | None, reader: Reader) -> torch.Tensor:

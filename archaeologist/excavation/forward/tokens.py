@@ -21,7 +21,7 @@ MARKS: Final = (
     "tekken.json",
 )
 """A folder with one of these has a tokenizer. Of a tokenizer_config.json alone transformers makes an empty one."""
-MAX_CELLS: Final = 2048
+MAX_CELLS: Final = 1024
 """Of a batch, padding included; a longer sequence runs alone."""
 MAX_PADDING: Final = 0.25
 

@@ -1,7 +1,7 @@
 """Predictions and functional drift against sums in Python's floats, and on planted logits."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from archaeologist.excavation.forward import divergence
 from archaeologist.excavation.forward.divergence import PredictionResult, Predictions
+from archaeologist.excavation.forward.lanes import Lanes
 from contracts.artifacts import OutputDrift, OutputStats
 
 INF = math.inf
@@ -31,15 +32,17 @@ def predictions(
     *,
     next_ids: torch.Tensor | None = None,
     skills: Sequence[str | None] | None = None,
+    threads: int = 2,
 ) -> PredictionResult:
-    found = Predictions(has_reference=reference is not None)
-    follows = torch.zeros(len(target), dtype=torch.int64) if next_ids is None else next_ids
-    found.add(target, reference, follows, skills or [None] * len(target))
-    return found.result()
+    with Lanes(threads) as lanes:
+        found = Predictions(has_reference=reference is not None, lanes=lanes)
+        follows = torch.zeros(len(target), dtype=torch.int64) if next_ids is None else next_ids
+        found.add(target, reference, follows, skills or [None] * len(target))
+        return found.result()
 
 
-def drift(target: torch.Tensor, reference: torch.Tensor) -> OutputDrift:
-    found = predictions(target, reference).drift
+def drift(target: torch.Tensor, reference: torch.Tensor, *, threads: int = 2) -> OutputDrift:
+    found = predictions(target, reference, threads=threads).drift
     assert found is not None
     return found
 
@@ -152,9 +155,10 @@ def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     skills = [("BIN", None, "SY")[number % 3] for number in range(23)]
     whole = predictions(target, reference, next_ids=next_ids, skills=skills)
     monkeypatch.setattr(divergence, "_PIECE_VALUES", 60 * 4)
-    found = Predictions(has_reference=True)
-    for piece in (slice(13, 23), slice(6), slice(6, 6), slice(6, 13)):
-        found.add(target[piece], reference[piece], next_ids[piece], skills[piece])
+    with Lanes(2) as lanes:
+        found = Predictions(has_reference=True, lanes=lanes)
+        for piece in (slice(13, 23), slice(6), slice(6, 6), slice(6, 13)):
+            found.add(target[piece], reference[piece], next_ids[piece], skills[piece])
     sliced = found.result()
     assert sliced.output.positions == whole.output.positions == 23
     pairs: list[tuple[OutputStats | OutputDrift | None, OutputStats | OutputDrift | None]] = [
@@ -170,27 +174,18 @@ def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
             assert getattr(mine, field) == pytest.approx(getattr(theirs, field), rel=1e-13)
 
 
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    """Sets torch's number of threads for one test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-def test_threads_change_nothing_and_torch_keeps_its_number(threads: Callable[[int], None]) -> None:
+def test_threads_change_nothing_and_torch_keeps_its_number() -> None:
     target, reference = logits(25, 11, 60), logits(26, 11, 60)
-    threads(1)
-    alone = drift(target, reference)
+    before = torch.get_num_threads()
+    alone = drift(target, reference, threads=1)
     for count in (2, 3, 20):
-        threads(count)
-        shared = drift(target, reference)
+        shared = drift(target, reference, threads=count)
         assert (shared.positions, shared.top1_agreement) == (11, alone.top1_agreement)
         assert shared.kl == pytest.approx(alone.kl, rel=1e-13)
         assert shared.js == pytest.approx(alone.js, rel=1e-13)
         with ThreadPoolExecutor(1) as pool:
             later = pool.submit(torch.get_num_threads).result()
-        assert torch.get_num_threads() == later == count
+        assert torch.get_num_threads() == later == before
 
 
 def test_a_skill_has_the_numbers_of_its_positions_alone() -> None:
@@ -257,7 +252,7 @@ def test_of_several_largest_logits_the_first_counts_on_both_sides() -> None:
 
 
 def test_no_positions_have_no_predictions() -> None:
-    assert Predictions(has_reference=False).result().output == OutputStats()
+    assert Predictions(has_reference=False, lanes=Lanes(1)).result().output == OutputStats()
     found = predictions(torch.zeros((0, 5)), torch.zeros((0, 5)))
     assert (found.output, found.drift) == (OutputStats(), OutputDrift())
 
@@ -275,8 +270,8 @@ def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(ValueError, match="9 and 8 tokens"):
         predictions(one, logits(24, 2, 8))
     with pytest.raises(ValueError, match="of a reference: False, expected: True"):
-        Predictions(has_reference=True).add(one, None, follows, [None, None])
+        Predictions(has_reference=True, lanes=Lanes(1)).add(one, None, follows, [None, None])
     with pytest.raises(ValueError, match="of a reference: True, expected: False"):
-        Predictions(has_reference=False).add(one, one, follows, [None, None])
+        Predictions(has_reference=False, lanes=Lanes(1)).add(one, one, follows, [None, None])
     with pytest.raises(ValueError, match=r"\[1, 2\] positions"):
-        Predictions(has_reference=False).add(one, None, follows, [None])
+        Predictions(has_reference=False, lanes=Lanes(1)).add(one, None, follows, [None])

@@ -11,6 +11,9 @@ from transformers import PreTrainedModel
 from archaeologist.checkpoints.index import read_index
 from archaeologist.checkpoints.reader import Reader
 from archaeologist.errors import ModelUnsupported
+from archaeologist.excavation.forward import head
+from archaeologist.excavation.forward.head import Head
+from archaeologist.excavation.forward.lanes import Lanes
 from archaeologist.excavation.forward.model import TensorsStoredOtherwise, skeleton, whole
 from archaeologist.excavation.forward.stepper import Stepper
 from archaeologist.excavation.forward.streaming import Batch, Lockstep, Outputs, Side
@@ -47,7 +50,8 @@ def ran(folders: Sequence[Path], *, is_whole: bool = False) -> Iterator[tuple[li
             for folder, index, reader in zip(folders, indexes, readers, strict=True)
         ]
         outputs: list[Outputs] = []
-        lockstep = Lockstep(sides[0], sides[1] if len(sides) > 1 else None, outputs.append)
+        lanes = files.enter_context(Lanes(3))
+        lockstep = Lockstep(sides[0], sides[1] if len(sides) > 1 else None, outputs.append, lanes=lanes)
         files.callback(lockstep.close)
         walk = Walk(
             planned(folders[0], folders[1] if len(folders) > 1 else None),
@@ -60,10 +64,20 @@ def ran(folders: Sequence[Path], *, is_whole: bool = False) -> Iterator[tuple[li
         yield sides, outputs, lockstep
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As many as a pass has: in float32 the last bits of a product depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        yield
+    torch.set_num_threads(before)
+
+
 def loaded(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """The last hidden states of the model as it is."""
     base = getattr(model, model.base_model_prefix, model)
-    with torch.inference_mode():
+    with one_thread():
         found: torch.Tensor = base(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
         ).last_hidden_state
@@ -72,7 +86,9 @@ def loaded(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "f32"])
 @pytest.mark.parametrize("name", STREAMED)
-def test_hidden_states_and_logits_are_those_of_the_loaded_model(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_hidden_states_and_logits_are_those_of_the_loaded_model(
+    name: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     models = [model(name, seed=seed, dtype=dtype) for seed in (1, 2)]
     folders = [saved(made, tmp_path / str(number)) for number, made in enumerate(models)]
     with ran(folders) as (sides, outputs, lockstep):
@@ -82,8 +98,9 @@ def test_hidden_states_and_logits_are_those_of_the_loaded_model(name: str, dtype
                 assert torch.equal(hidden, loaded(made, batch))
             assert (side.model.head is None) == (name in ENCODERS)
             if side.model.head is not None:
-                with side.placed(side.model.head, {}):
-                    logits = side.logits(side.last_hidden()[1][0])
+                monkeypatch.setattr(head, "SLICE_BYTES", 32 * 7 * torch.finfo(dtype).bits // 8)
+                with Lanes(3) as lanes, Head(side, lanes=lanes) as sliced:
+                    logits = sliced.logits(side.last_hidden()[1][0])
                 with torch.inference_mode():
                     expected = made(input_ids=batches()[1].input_ids[:1]).logits[0]
                 assert torch.allclose(logits, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
@@ -151,9 +168,11 @@ def test_a_forward_pass_that_fails_leaves_the_walk_alone(tmp_path: Path) -> None
                 msg = "no room"
                 raise RuntimeError(msg)
 
-        lockstep = Lockstep(side, None, refuse)
-        walk = Walk(planned(folder), target=reader, kept_blocks=lockstep.needed())
-        blocks = [result.block.name for result in lockstep.through(walk.blocks())]
+        with Lanes(2) as lanes:
+            lockstep = Lockstep(side, None, refuse, lanes=lanes)
+            walk = Walk(planned(folder), target=reader, kept_blocks=lockstep.needed())
+            blocks = [result.block.name for result in lockstep.through(walk.blocks())]
+            lockstep.close()
     assert lockstep.failure == "the forward pass failed: RuntimeError: no room"
     assert blocks[-1] == "lm_head"
     assert len(blocks) == 6

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as arrays
 
 from archaeologist.statistics import activations
 from archaeologist.statistics.activations import (
+    dead_neurons,
     distribution,
     distribution_of_bits,
     massive,
@@ -172,6 +173,13 @@ def test_a_norm_is_the_mean_over_positions_that_are_finite() -> None:
     hidden = np.array([[3, 4], [np.nan, 1], [6, 8], [np.inf, 0]], np.float32)
     assert token_norm(hidden) == 7.5
     assert token_norm(hidden[1:2]) is None
+
+
+def test_dead_neurons_are_those_far_below_the_median() -> None:
+    largest = np.array([2.0, 2.5, 0.0, 1.9e-3, 2.1e-3, 3.0, np.inf, np.nan, 5.0], np.float32)
+    assert dead_neurons(largest) == 2  # the median of the finite ones is 2
+    assert dead_neurons(np.zeros(5, np.float32)) == 5
+    assert dead_neurons(np.full(3, np.nan, np.float32)) == 0
 
 
 def test_no_positions_have_no_statistics() -> None:
