@@ -25,6 +25,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from archaeologist.artifacts.store import read_layer_stats
 from archaeologist.checkpoints.fingerprint import fingerprint
@@ -43,7 +44,23 @@ from contracts.messages import (
     Succeeded,
 )
 
-HIDDEN, HEADS, KEY_VALUE_HEADS, HEAD_SIZE, INTERMEDIATE, VOCABULARY = 1024, 16, 8, 128, 3072, 151_936
+
+class Shape(msgspec.Struct, frozen=True, kw_only=True):
+    """A Qwen3 with tied embeddings."""
+
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+    key_value_heads: int = 8
+    head_size: int = 128
+    vocabulary: int = 151_936
+
+
+SMALL = Shape(layers=28, hidden=1024, heads=16, intermediate=3072)
+"""Qwen3-0.6B."""
+LARGE = Shape(layers=36, hidden=2560, heads=32, intermediate=9728)
+"""Qwen3-4B."""
 
 # The specification's approach (its sections 5.3 and 5.4): the whole model, a norm and a cosine for each parameter.
 SPECIFICATION = """
@@ -71,27 +88,28 @@ print(json.dumps({"written": ended - started, "work": ended - loaded, "tensors":
 """
 
 
-def shapes(layers: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
-    """The parameters of a Qwen3 with tied embeddings."""
+def shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """The parameters."""
+    queries, keys = shape.heads * shape.head_size, shape.key_value_heads * shape.head_size
     found: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (vocabulary, HIDDEN),
-        "model.norm.weight": (HIDDEN,),
+        "model.embed_tokens.weight": (shape.vocabulary, shape.hidden),
+        "model.norm.weight": (shape.hidden,),
     }
-    for layer in range(layers):
+    for layer in range(shape.layers):
         found |= {
-            f"model.layers.{layer}.{name}.weight": shape
-            for name, shape in {
-                "input_layernorm": (HIDDEN,),
-                "self_attn.q_proj": (HEADS * HEAD_SIZE, HIDDEN),
-                "self_attn.k_proj": (KEY_VALUE_HEADS * HEAD_SIZE, HIDDEN),
-                "self_attn.v_proj": (KEY_VALUE_HEADS * HEAD_SIZE, HIDDEN),
-                "self_attn.o_proj": (HIDDEN, HEADS * HEAD_SIZE),
-                "self_attn.q_norm": (HEAD_SIZE,),
-                "self_attn.k_norm": (HEAD_SIZE,),
-                "post_attention_layernorm": (HIDDEN,),
-                "mlp.gate_proj": (INTERMEDIATE, HIDDEN),
-                "mlp.up_proj": (INTERMEDIATE, HIDDEN),
-                "mlp.down_proj": (HIDDEN, INTERMEDIATE),
+            f"model.layers.{layer}.{name}.weight": size
+            for name, size in {
+                "input_layernorm": (shape.hidden,),
+                "self_attn.q_proj": (queries, shape.hidden),
+                "self_attn.k_proj": (keys, shape.hidden),
+                "self_attn.v_proj": (keys, shape.hidden),
+                "self_attn.o_proj": (shape.hidden, queries),
+                "self_attn.q_norm": (shape.head_size,),
+                "self_attn.k_norm": (shape.head_size,),
+                "post_attention_layernorm": (shape.hidden,),
+                "mlp.gate_proj": (shape.intermediate, shape.hidden),
+                "mlp.up_proj": (shape.intermediate, shape.hidden),
+                "mlp.down_proj": (shape.hidden, shape.intermediate),
             }.items()
         }
     return found
@@ -108,30 +126,30 @@ def values(count: int, *, seed: int, moved: float) -> Iterator[bytes]:
         yield ((chunk * np.float32(0.02)).view(np.uint32) >> 16).astype(np.uint16).tobytes()
 
 
-def make(folder: Path, *, layers: int, vocabulary: int, moved: float) -> Path:
+def make(folder: Path, shape: Shape, *, moved: float) -> Path:
     """A checkpoint of random weights in one safetensors file."""
     folder.mkdir(parents=True)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, shape in shapes(layers, vocabulary).items():
-        start, end = end, end + 2 * int(np.prod(shape))
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    for name, size in shapes(shape).items():
+        start, end = end, end + 2 * int(np.prod(size))
+        header[name] = {"dtype": "BF16", "shape": list(size), "data_offsets": [start, end]}
     content = json.dumps(header).encode()
     content += b" " * (-len(content) % 8)
     with (folder / "model.safetensors").open("wb") as file:
         file.write(len(content).to_bytes(8, "little") + content)
-        for seed, shape in enumerate(shapes(layers, vocabulary).values()):
-            file.writelines(values(int(np.prod(shape)), seed=2 * seed, moved=moved))
+        for seed, size in enumerate(shapes(shape).values()):
+            file.writelines(values(int(np.prod(size)), seed=2 * seed, moved=moved))
     config = {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
-        "num_hidden_layers": layers,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KEY_VALUE_HEADS,
-        "head_dim": HEAD_SIZE,
-        "vocab_size": vocabulary,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.key_value_heads,
+        "head_dim": shape.head_size,
+        "vocab_size": shape.vocabulary,
         "tie_word_embeddings": True,
         "torch_dtype": "bfloat16",
     }
@@ -245,10 +263,10 @@ def excavation(target: Path, reference: Path, folder: Path) -> Excavation:
     return Excavation(job=job, artifact_path=str(folder / "artifact.tmp"), sketch_path=str(folder / "sketch.tmp"))
 
 
-def measure(folder: Path, *, layers: int, vocabulary: int, rounds: int, has_theirs: bool) -> None:
+def measure(folder: Path, shape: Shape, *, rounds: int, has_theirs: bool) -> None:
     """Makes a pair, times both approaches in turn, prints the figures."""
-    base = make(folder / "base", layers=layers, vocabulary=vocabulary, moved=0)
-    target = make(folder / "target", layers=layers, vocabulary=vocabulary, moved=0.05)
+    base = make(folder / "base", shape, moved=0)
+    target = make(folder / "target", shape, moved=0.05)
     gigabytes = 2 * (base / "model.safetensors").stat().st_size / 1e9
     asked = excavation(target, base, folder)
     ours(asked, folder)  # compiles where it must, and fills the page cache for both
@@ -259,7 +277,8 @@ def measure(folder: Path, *, layers: int, vocabulary: int, rounds: int, has_thei
             other.append(theirs(target, base))
     mine = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
     print(  # noqa: T201 - what it is for
-        f"{layers} layers, {gigabytes:.2f} GB in both: work {mine['work']:.3f} s ({gigabytes / mine['work']:.1f} GB/s),"
+        f"{shape.layers} layers, {gigabytes:.2f} GB in both: work {mine['work']:.3f} s"
+        f" ({gigabytes / mine['work']:.1f} GB/s),"
         f" loading the compiled code {mine['load']:.2f} s, process {mine['process']:.2f} s (first line after"
         f" {mine['first_line']:.2f} s), peak {max(run['peak_mb'] for run in runs):.0f} MB anonymous",
     )
@@ -276,7 +295,7 @@ def measure(folder: Path, *, layers: int, vocabulary: int, rounds: int, has_thei
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Times the child against the specification's approach.")
-    parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--layers", type=int, default=SMALL.layers)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the checkpoints are made; by default a temporary folder")
     parser.add_argument("--only-ours", action="store_true")
@@ -286,8 +305,7 @@ def main() -> None:
         for times in (1,) if arguments.only_small else (1, 4):
             measure(
                 Path(folder),
-                layers=arguments.layers * times,
-                vocabulary=VOCABULARY * times,
+                replace(SMALL, layers=arguments.layers * times, vocabulary=SMALL.vocabulary * times),
                 rounds=arguments.rounds,
                 has_theirs=times == 1 and not arguments.only_ours,
             )
