@@ -165,7 +165,7 @@ class ProbeInfo(Struct, frozen=True, kw_only=True):
     tokenizer_path: str = ""
     tokens_by_skill: dict[str, int] = {}
     truncated: bool = False
-    """Whether ``max_probe_tokens`` cut the last sequence or left some out."""
+    """Whether ``max_probe_tokens`` cut the last sequence or left some out, or the set has more than 256 probes."""
     batches: tuple[tuple[int, ...], ...] = ()
     """Which sequences ran together, by their number; other batches change 16-bit results in the last bits."""
 

@@ -155,6 +155,7 @@ def _job_facts(record: "JobRecord | None") -> list[tuple[str, object]]:
         *(("note", note) for note in job.notes),
         *(("finding", finding) for finding in record.findings),
         *(("warning", warning) for warning in record.warnings),
+        *(("alert", f"{alert.severity}: {alert.message}") for alert in record.alerts),
     ]
     return [(name, value) for name, value in facts if value is not None]
 

@@ -52,6 +52,8 @@ class ProbeSet(Struct, frozen=True, kw_only=True):
     probes: tuple[Probe, ...]
     sha256: str
     """Of texts and skills, in order."""
+    is_cut: bool = False
+    """Whether the file has more than are read."""
 
 
 class _Broken(Exception):
@@ -119,10 +121,11 @@ def _read(name: str, path: Path, *, source: str, max_probes: int) -> ProbeSet:
         ProbesInvalid: It cannot be read or is not what it must be.
     """
     probes: list[Probe] = []
+    is_cut = False
     try:
         with opened(path) as descriptor:
             for number, line in _lines(descriptor):
-                if len(probes) == max_probes:
+                if is_cut := len(probes) == max_probes:
                     break
                 try:
                     probes.append(_probe(line))
@@ -137,7 +140,7 @@ def _read(name: str, path: Path, *, source: str, max_probes: int) -> ProbeSet:
     if not probes:
         msg = f"probe set {name!r}: {source!r} has no probe, a set has one or more; add a line like {_EXAMPLE}"
         raise ProbesInvalid(msg)
-    return ProbeSet(name=name, source=source, probes=tuple(probes), sha256=_digest(probes))
+    return ProbeSet(name=name, source=source, probes=tuple(probes), sha256=_digest(probes), is_cut=is_cut)
 
 
 def _lines(descriptor: int) -> Iterator[tuple[int, bytes]]:

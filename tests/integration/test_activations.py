@@ -299,6 +299,19 @@ def test_a_reference_with_another_vocabulary_gives_drift_where_shapes_agree_and_
     assert artifact.activation_stats
 
 
+def test_a_reference_with_another_tokenizer_is_not_compared_by_what_it_says(tmp_path: Path) -> None:
+    made = model("llama", seed=3, vocab_size=VOCABULARY)
+    target, reference = checkpoint(tmp_path / "2", made), saved(made, tmp_path / "1")
+    save_tokenizer(reference, vocabulary=VOCABULARY // 2)
+    artifact = analysed(target, reference)
+    assert artifact.functional_drift is None
+    assert "gives other tokens" in artifact.not_computed["functional_drift"]
+    config = reference / "tokenizer_config.json"
+    save_tokenizer(reference, vocabulary=VOCABULARY, has_start=True)
+    config.write_text(f"{config.read_text()} ")  # other bytes, the same tokens
+    assert analysed(target, reference).functional_drift is not None
+
+
 def test_tokens_are_cut_at_the_limit(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "1", model("llama", seed=3, vocab_size=VOCABULARY))
     artifact = analysed(folder, max_probe_tokens=17)

@@ -24,7 +24,7 @@ from archaeologist.excavation.forward.head import Head
 from archaeologist.excavation.forward.lanes import Lanes
 from archaeologist.excavation.forward.model import Skeleton, TensorsStoredOtherwise, skeleton, whole
 from archaeologist.excavation.forward.streaming import Batch, Lockstep, Side
-from archaeologist.excavation.forward.tokens import Tokens, tokenize
+from archaeologist.excavation.forward.tokens import Tokens, is_same_tokenizer, tokenize
 from archaeologist.excavation.walk import BlockResult, thread_count
 from archaeologist.probes.sets import ProbeSet
 from contracts.artifacts import ForwardInfo, FunctionalDrift, ProbeInfo
@@ -155,13 +155,19 @@ class Probing:
         except ArchaeologistError as error:
             self._not_computed["functional_drift"] = f"the reference cannot be run: {error}"
             return None
-        if _vocabulary(model) == _vocabulary(self._model):
-            return model
-        self._not_computed["functional_drift"] = (
-            f"the reference's vocabulary has {_vocabulary(model)} tokens and the target's"
-            f" {_vocabulary(self._model)}; compare models with one tokenizer"
-        )
-        return None
+        if _vocabulary(model) != _vocabulary(self._model):
+            sizes = f"{_vocabulary(model)} tokens and the target's {_vocabulary(self._model)}"
+            self._not_computed["functional_drift"] = (
+                f"the reference's vocabulary has {sizes}; compare models with one tokenizer"
+            )
+            return None
+        if not is_same_tokenizer(Path(self._tokens.path), reference.folder, self._probes):
+            self._not_computed["functional_drift"] = (
+                f"the tokenizer in {str(reference.folder)!r} gives other tokens than the target's; compare models with"
+                " one tokenizer"
+            )
+            return None
+        return model
 
     def _predictions(self) -> Found:
         if self._model.head is None:
@@ -251,6 +257,6 @@ def _probe_info(probes: ProbeSet, tokens: Tokens) -> ProbeInfo:
         tokenizer_sha256=tokens.sha256,
         tokenizer_path=tokens.path,
         tokens_by_skill=by_skill,
-        truncated=tokens.truncated,
+        truncated=tokens.truncated or probes.is_cut,
         batches=tokens.batches,
     )

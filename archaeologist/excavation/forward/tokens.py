@@ -1,5 +1,6 @@
 """Probes as token ids, in batches that run together. Imports transformers only once there is a tokenizer to load."""
 
+import filecmp
 import hashlib
 import os
 import reprlib
@@ -114,6 +115,32 @@ def tokenize(
         path=str(folder),
         pad_id=min(_pad_id(tokenizer), vocabulary - 1),
     )
+
+
+def is_same_tokenizer(folder: Path, other: Path, probes: ProbeSet) -> bool:
+    """Whether another folder's tokenizer gives the probes the same tokens; True where it has none that can be used.
+
+    Args:
+        folder: With a tokenizer.
+        other: Perhaps with one.
+        probes: Only of these is it known.
+    """
+    try:
+        theirs = find_tokenizer(other, fallback=None)
+        files = (*MARKS, "tokenizer_config.json")
+        if theirs == folder or all(_is_same_file(folder / name, theirs / name) for name in files):
+            return True
+        mine, others = _loaded(folder), _loaded(theirs)
+        return all(_ids(mine, probe.text, folder) == _ids(others, probe.text, theirs) for probe in probes.probes)
+    except (TokenizerMissing, TokenizerUnfit):
+        return True
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    try:
+        return filecmp.cmp(path, other, shallow=False)
+    except OSError:
+        return path.exists() == other.exists()
 
 
 def batched(lengths: list[int]) -> tuple[tuple[int, ...], ...]:

@@ -77,6 +77,8 @@ def test_at_most_as_many_probes_as_asked_for_are_read(tmp_path: Path) -> None:
     assert texts(load(max_probes=3)) == SPECIFIED[:3]
     saved(tmp_path, {"text": "a"}, {"text": "b"}, b"not read any more")
     assert texts(load("mine", folder=tmp_path, max_probes=2)) == ("a", "b")
+    assert load("mine", folder=tmp_path, max_probes=2).is_cut
+    assert not load("default").is_cut
 
 
 # The user's.
