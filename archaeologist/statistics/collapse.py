@@ -12,7 +12,7 @@ artifact become readings is decided in ``excavation.judgement``.
 import math
 from collections.abc import Iterable, Sequence
 from statistics import median
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from msgspec import Struct
 
@@ -36,7 +36,7 @@ NO_KL_NATS: Final = 1e-3
 """Divergences up to this one count as the same: rounding. [judgement]"""
 
 WORSE_LOSS: Final = 0.1
-"""By how much the loss must exceed the first checkpoint's before a slow slide away from it is one. [judgement]"""
+"""By how much the loss must exceed the best checkpoint's before a slow slide away from it is one. [judgement]"""
 
 _MAD_TO_SIGMA: Final = 1.4826
 """From the median absolute deviation of a normal distribution to its standard deviation."""
@@ -196,6 +196,28 @@ def _broken_message(broken: Broken) -> str:
 
 
 def _collapsing(present: Reading, earlier: Sequence[Reading]) -> list[Alert]:
+    """The signs of collapse that are news: a warning that stays as it was one checkpoint before is not repeated."""
+    signs = _signs(present, earlier)
+    if not earlier:
+        return signs
+    last = earlier[-1]
+    told = {sign.family: sign for sign in _signs(last, earlier[:-1])}
+    return [
+        sign
+        for sign in signs
+        if sign.severity == "critical"
+        or sign.family not in told
+        or (sign.confidence, told[sign.family].confidence) == ("normal", "low")
+        or _went_on(sign.metric, present, last)
+    ]
+
+
+def _went_on(name: str, present: Reading, last: Reading) -> bool:
+    value, before = _finite(present.values.get(name)), _finite(last.values.get(name))
+    return value is not None and (before is None or _is_far(name, value, before))
+
+
+def _signs(present: Reading, earlier: Sequence[Reading]) -> list[Alert]:
     found, support = departures(present, earlier), ""
     if len(_families(found)) < FAMILIES_FOR_CRITICAL:
         before = _families(departures(earlier[-1], earlier[:-1])) if earlier else set()
@@ -237,29 +259,32 @@ def departures(present: Reading, earlier: Sequence[Reading]) -> list[Departure]:
 
 
 def slide(present: Reading, earlier: Sequence[Reading]) -> list[Departure]:
-    """The metrics in which a campaign slid away from its first checkpoint, too slowly for any step to stand out.
+    """The metrics in which a campaign slid away from its best checkpoint, too slowly for any step to stand out.
 
-    Empty unless the probes are predicted worse, which tells a slide from learning, and two families slid. A loss that
-    is as far off as a metric must be stands for one of the two.
+    The best is the one that predicted the probes best: while a model learns, each checkpoint is the next one's measure.
+    Empty unless the probes are predicted worse now, which tells a slide from learning, and two families slid. A loss
+    that is as far off as a metric must be stands for one of the two.
     """
-    if not earlier:
+    loss = _finite(present.values.get("loss"))
+    known = ((_finite(reading.values.get("loss")), reading) for reading in earlier)
+    losses = [(earlier_loss, reading) for earlier_loss, reading in known if earlier_loss is not None]
+    if loss is None or not losses:
         return []
-    start = earlier[0]
-    loss, first_loss = present.values.get("loss"), start.values.get("loss")
-    if loss is None or first_loss is None or loss < (1 + WORSE_LOSS) * first_loss:
+    lowest, best = min(losses, key=lambda pair: pair[0])
+    if loss <= (1 + WORSE_LOSS) * lowest:
         return []
-    needed = FAMILIES_FOR_CRITICAL - (loss >= (1 + LEAST_SHARE) * first_loss)
-    found = _farthest(_since(start, name, present, checkpoints=len(earlier)) for name in METRICS)
+    needed = FAMILIES_FOR_CRITICAL - (loss >= (1 + LEAST_SHARE) * lowest)
+    found = _farthest(_since(best, name, present, checkpoints=len(earlier)) for name in METRICS)
     return found if len(_families(found)) >= needed else []
 
 
-def _since(start: Reading, name: str, present: Reading, *, checkpoints: int) -> Departure | None:
-    value, baseline = _finite(present.values.get(name)), _finite(start.values.get(name))
-    if value is None or baseline is None or (name == "kl" and not _has_such_a_reference(start, present)):
+def _since(best: Reading, name: str, present: Reading, *, checkpoints: int) -> Departure | None:
+    value, baseline = _finite(present.values.get(name)), _finite(best.values.get(name))
+    if value is None or baseline is None or (name == "kl" and not _has_such_a_reference(best, present)):
         return None
     if not _is_far(name, value, baseline):
         return None
-    against = f"the value at step {start.step}, the first of {_checkpoints(checkpoints)}"
+    against = f"the value at step {best.step}, where the loss was lowest of {_checkpoints(checkpoints)}"
     return Departure(metric=name, value=value, baseline=baseline, checkpoints=checkpoints, against=against)
 
 
@@ -376,34 +401,56 @@ def _collapse_message(departure: Departure, support: str) -> str:
 # Weights.
 
 
+class _Left(NamedTuple):
+    """A block whose norm left its history."""
+
+    z: float
+    block: str
+    norm: float
+    baseline: float
+    checkpoints: int
+
+
 def _jumping(present: Reading, earlier: Sequence[Reading]) -> list[Alert]:
-    """A warning where a block's norm left its history, named after the block that left it farthest."""
-    far = []
-    for block, norm in present.norms.items():
-        history = [value for reading in earlier if (value := reading.norms.get(block)) is not None]
-        if norm is not None and len(history) >= FEWEST and abs(z := robust_z(norm, history)) > WEIGHTS_Z:
-            far.append((abs(z), block, norm, median(history), len(history)))
-    if not far:
+    """A warning where blocks' norms left their histories anew, named after the one that left its own farthest."""
+    far = _left(present, earlier)
+    last = earlier[-1] if earlier else present
+    told = {found.block: found.norm for found in _left(last, earlier[:-1])}
+    news = [found for found in far if found.block not in told or _is_off(found.norm, told[found.block])]
+    if not news:
         return []
-    z, block, norm, baseline, checkpoints = max(far, key=lambda found: found[0])
+    worst = max(news, key=lambda found: found.z)
     more = f" {len(far) - 1} more of {len(present.norms)} blocks left theirs." if len(far) > 1 else ""
     message = (
-        f"The weights of {block} have norm {_shown(norm)}, {_off(norm, baseline)}, the median of"
-        f" {_checkpoints(checkpoints)} ({_spreads(z)}).{more} A sign of a jump in training, not a proof of damage:"
-        " look at the learning rate and the loss there."
+        f"The weights of {worst.block} have norm {_shown(worst.norm)}, {_off(worst.norm, worst.baseline)}, the median"
+        f" of {_checkpoints(worst.checkpoints)} ({_spreads(worst.z)}).{more} A sign of a jump in training, not a proof"
+        " of damage: look at the learning rate and the loss there."
     )
     return [
         Alert(
             severity="warning",
             family="weights",
             metric="l2",
-            block=block,
-            value=norm,
-            baseline=baseline,
-            checkpoints=checkpoints,
+            block=worst.block,
+            value=worst.norm,
+            baseline=worst.baseline,
+            checkpoints=worst.checkpoints,
             message=message,
         )
     ]
+
+
+def _left(present: Reading, earlier: Sequence[Reading]) -> list[_Left]:
+    far = []
+    for block, norm in present.norms.items():
+        history = [value for reading in earlier if (value := reading.norms.get(block)) is not None]
+        if norm is not None and len(history) >= FEWEST and abs(z := robust_z(norm, history)) > WEIGHTS_Z:
+            far.append(_Left(abs(z), block, norm, median(history), len(history)))
+    return far
+
+
+def _is_off(value: float, before: float) -> bool:
+    return abs(value - before) >= LEAST_SHARE * abs(before)
 
 
 # Words.

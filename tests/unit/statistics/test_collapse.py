@@ -150,7 +150,7 @@ def test_a_collapse_that_creeps_from_the_first_checkpoint_on_is_warned_of_before
     first, alert = told(readings)[0]
     assert first < doubled
     assert (alert.severity, alert.confidence) == ("warning", "low")
-    assert "at step 1, the first of" in alert.message
+    assert "where the loss was lowest of" in alert.message
 
 
 def test_two_families_beyond_their_history_are_critical_and_name_each_other() -> None:
@@ -176,6 +176,44 @@ def test_a_slow_slide_needs_a_worse_loss_and_a_second_family_or_a_loss_that_is_f
     assert slid(2.3 * 1.15) == []
     assert slid(2.3 * 1.15, kl=0.45) == ["rankme", "kl"]
     assert slid(2.3 * 1.3) == ["rankme"]
+
+
+def test_a_slide_is_measured_from_the_best_checkpoint_and_not_from_the_first() -> None:
+    learned = [
+        reading(step, loss=loss, rankme=rankme, entropy=loss)
+        for step, (loss, rankme) in enumerate([(9.0, 20.0), (5.0, 50.0), (2.0, 100.0), (2.1, 90.0), (2.1, 80.0)])
+    ]
+    (alert,) = judge(reading(5, loss=2.6, rankme=70.0, entropy=2.6), learned)
+    assert (alert.metric, alert.baseline, alert.confidence) == ("rankme", 100.0, "low")
+    assert "30 % below 100, the value at step 2, where the loss was lowest of 5 earlier checkpoints" in alert.message
+    assert judge(reading(5, loss=2.4, rankme=70.0, entropy=2.6), learned) == ()
+
+
+def test_a_warning_that_stays_is_told_once_and_again_when_it_goes_on_by_a_quarter() -> None:
+    def told_at_four(**values: Any) -> list[str]:
+        ill = reading(3, entropy=0.5, loss=4.0)
+        assert [alert.family for alert in judge(ill, quiet(2))] == ["entropy"]
+        return [alert.family for alert in judge(reading(4, loss=4.0, **values), [*quiet(2), ill])]
+
+    assert told_at_four(entropy=0.5) == []
+    assert told_at_four(entropy=0.38) == []
+    assert told_at_four(entropy=0.37) == ["entropy"]
+    assert told_at_four(entropy=0.5, kl=2.0) == ["divergence"], "another family is news"
+
+
+def test_a_warning_that_went_away_is_told_again() -> None:
+    history = [*quiet(2), reading(3, entropy=0.5, loss=4.0), reading(4)]
+    assert [alert.family for alert in judge(reading(5, entropy=0.5, loss=4.0), history)] == ["entropy"]
+
+
+def test_a_warning_is_told_again_when_it_is_surer_and_a_critical_alert_each_time() -> None:
+    first, second = reading(9, rankme=70.0, loss=3.0), reading(10, rankme=70.0, loss=3.0)
+    assert [alert.confidence for alert in judge(first, quiet())] == ["low"]
+    assert [alert.confidence for alert in judge(second, [*quiet(), first])] == ["normal"]
+    assert judge(replace(second, step=11), [*quiet(), first, second]) == ()
+    ill = reading(9, rankme=30.0, entropy=0.5)
+    again = judge(replace(ill, step=10), [*quiet(), ill])
+    assert [alert.severity for alert in again] == ["critical", "critical"]
 
 
 def test_one_family_is_nothing_at_first_and_a_warning_the_second_time() -> None:
@@ -312,6 +350,15 @@ def test_a_blocks_norm_that_leaves_its_history_is_a_warning() -> None:
     assert "1 more of 2 blocks" in alert.message
     assert judge(reading(7, norms={"a": 13.0}), history[:4]) == (), "four checkpoints are too few"
     assert judge(reading(7, norms={"a": 10.1, "b": 3.05}), history) == (), "less than bfloat16 resolves five times"
+
+
+def test_a_norm_that_stays_where_it_jumped_is_told_once_and_another_block_anew() -> None:
+    history = [reading(step, norms={"a": 10.0, "b": 3.0}) for step in range(1, 7)]
+    jumped = reading(7, norms={"a": 13.0, "b": 3.0})
+    assert [alert.block for alert in judge(jumped, history)] == ["a"]
+    assert judge(reading(8, norms={"a": 13.5, "b": 3.0}), [*history, jumped]) == ()
+    assert [alert.block for alert in judge(reading(8, norms={"a": 13.5, "b": 4.0}), [*history, jumped])] == ["b"]
+    assert [alert.block for alert in judge(reading(8, norms={"a": 17.0, "b": 3.0}), [*history, jumped])] == ["a"]
 
 
 def test_norms_of_another_model_are_not_compared() -> None:
