@@ -13,7 +13,7 @@ from tests.fixtures.campaigns import Pair, Plan, pair
 
 pytestmark = pytest.mark.timeout(300)  # the first test trains for all: 20 s of processor time
 
-SEEDS = (2, 4)
+SEEDS = (8, 4)
 """One collapses after six healthy saves, the other after three: against a history, and with almost none."""
 
 
@@ -38,7 +38,7 @@ def test_a_planted_collapse_is_announced_before_the_loss_doubles(found: Record) 
 
 
 def test_a_collapse_after_six_healthy_saves_is_critical_before_the_loss_doubles(pairs: dict[int, Pair]) -> None:
-    found = recorded(Plan(seed=2), pairs[2])
+    found = recorded(Plan(seed=8), pairs[8])
     first = found.first(severity="critical")
     assert first is not None
     assert found.doubled is not None
