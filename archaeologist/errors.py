@@ -196,6 +196,18 @@ class NoTokens(PermanentError):
 # Jobs.
 
 
+class DeviceUnavailable(PermanentError):
+    """The settings name a GPU that torch cannot use."""
+
+    code = "device_unavailable"
+
+
+class GpuMemoryShort(TemporaryError):
+    """The GPU has too little free memory now, and the settings say to wait for more."""
+
+    code = "gpu_memory_short"
+
+
 class ArtifactUnwritable(PermanentError):
     """The artifact's disk is full or read-only, or its folder forbidden."""
 

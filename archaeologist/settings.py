@@ -16,7 +16,16 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from archaeologist.errors import SettingInvalid
-from contracts.messages import DEFAULT_PROBES, MAX_PROBE_TOKENS, NAME_PATTERN, ForwardOptions, JobType, ReferencePolicy
+from contracts.messages import (
+    DEFAULT_PROBES,
+    DEVICE_PATTERN,
+    MAX_PROBE_TOKENS,
+    NAME_PATTERN,
+    ForwardOptions,
+    GpuOptions,
+    JobType,
+    ReferencePolicy,
+)
 
 PREFIX: Final = "ARCHAEOLOGIST_"
 SHORT_FORMS: Final = {"ARCHAEOLOGIST_NATS_URL": ("bus", "url"), "ARCHAEOLOGIST_ROOT": ("root",)}
@@ -112,6 +121,17 @@ class ActivationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Statistics of the outputs of attention and MLP too."""
 
 
+class GpuSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a job may take of a GPU that others use too."""
+
+    device: Annotated[str, Meta(pattern=DEVICE_PATTERN)] = "auto"
+    share: Fraction = 0.5
+    """The most of its memory that a job takes."""
+    reserve_mb: Annotated[int, Meta(ge=0)] = 2048
+    """Free memory that stays for others."""
+    when_full: Literal["cpu", "wait"] = "cpu"
+
+
 class JobTypeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Limits of one job type."""
 
@@ -201,6 +221,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     campaigns: dict[str, CampaignSettings] = {}
     pins: PinSettings = PinSettings()
     activations: ActivationSettings = ActivationSettings()
+    gpu: GpuSettings = GpuSettings()
     jobs: JobsSettings = JobsSettings()
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     log: LogSettings = LogSettings()
@@ -219,6 +240,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             tokenizer_path=str(Path(tokenizer).expanduser().resolve()) if tokenizer else None,
             submodules=own.submodules,
         )
+
+    @property
+    def gpu_options(self) -> GpuOptions:
+        """What a job may take of this machine's GPU."""
+        return msgspec.convert(self.gpu, GpuOptions, from_attributes=True)
 
     @property
     def probes_path(self) -> Path:

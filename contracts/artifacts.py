@@ -177,13 +177,18 @@ class ForwardInfo(Struct, frozen=True, kw_only=True):
     """``streamed``: one block's weights at a time; ``whole``: the model was loaded whole, see ``reason``."""
     reason: str | None = None
     device: str = "cpu"
+    """``cpu``, ``cuda:0``."""
+    device_name: str | None = None
+    """The GPU's; null on the CPU."""
+    peak_gpu_bytes: int | None = None
+    """The most that the tensors' allocator held of the GPU's memory; CUDA's own some hundred MB come on top."""
     threads: int = 1
     """Torch's own, for each pass; in float32 the last bits depend on it."""
     dtype: str = ""
     attention: str = ""
     """Implementation of attention: ``sdpa``, ``eager``."""
     steps: tuple[str, ...] = ()
-    """What had to be given up on the way, "out of GPU memory: 64 tokens a slice" for instance."""
+    """What had to be given up on the way, "out of GPU memory at 1024 tokens a batch: 512" for instance."""
 
 
 class OutputStats(Struct, frozen=True, kw_only=True):

@@ -19,6 +19,8 @@ RequestId = NewType("RequestId", str)
 NAME_PATTERN: Final = r"^(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,127}$(?!\n)"
 """A plain name: letters, digits, ``.``, ``_`` and ``-``, never ``..``. Python's ``$`` lets a last newline through."""
 
+DEVICE_PATTERN: Final = r"^(auto|cpu|cuda(:[0-9]{1,3})?)$(?!\n)"
+
 DEFAULT_PROBES: Final = "default"
 MAX_PROBE_TOKENS: Final = 4096
 """What a request that names neither gets, where the settings do not say otherwise."""
@@ -194,6 +196,7 @@ class StartedData(EventData, frozen=True, kw_only=True):
 
     reference_step: int | None = None
     device: str = "cpu"
+    """As set; ``auto``: decided by the job, and in its artifact."""
 
 
 class ProgressData(EventData, frozen=True, kw_only=True):
@@ -288,6 +291,22 @@ class ForwardOptions(Struct, frozen=True, kw_only=True):
     submodules: bool = False
 
 
+class GpuOptions(Struct, frozen=True, kw_only=True):
+    """What a job may take of a GPU that others use too; not part of a job's key."""
+
+    device: Annotated[str, Meta(pattern=DEVICE_PATTERN)] = "auto"
+    """auto: the first GPU, where torch sees one and it has room, else the CPU; cpu; cuda; cuda:1."""
+    share: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    """The most of its memory that a job takes."""
+    reserve_mb: Annotated[int, Meta(ge=0)] = 2048
+    """Free memory that stays for others, in units of 1,000,000 bytes."""
+    when_full: Literal["cpu", "wait"] = "cpu"
+
+    def room_bytes(self, *, total_bytes: int, free_bytes: int) -> int:
+        """What a job may take of a GPU with so much memory."""
+        return max(0, min(int(self.share * total_bytes), free_bytes - self.reserve_mb * 1_000_000))
+
+
 class Excavation(Struct, frozen=True, kw_only=True):
     """What a child process reads on standard input: a job and where and how to run it."""
 
@@ -301,6 +320,7 @@ class Excavation(Struct, frozen=True, kw_only=True):
     """0: one for each core the process may use."""
     drop_page_cache: bool = False
     activations: ForwardOptions = ForwardOptions()
+    gpu: GpuOptions = GpuOptions()
 
 
 class Progress(Struct, frozen=True, kw_only=True, tag_field="kind", tag="progress"):
@@ -326,6 +346,8 @@ class Succeeded(Struct, frozen=True, kw_only=True, tag_field="kind", tag="succee
     duration_sec: float = 0.0
     findings: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()
+    """What the forward pass had to give up on a GPU, for the log."""
     alerts: tuple[Alert, ...] = ()
 
 

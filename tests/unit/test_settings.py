@@ -20,6 +20,7 @@ from archaeologist.settings import (
     find_file,
     load,
 )
+from contracts.messages import GpuOptions
 
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = REPOSITORY / "deploy" / "archaeologist.toml"
@@ -123,6 +124,8 @@ def test_an_option_that_was_not_given_changes_nothing(tmp_path: Path) -> None:
         ("ARCHAEOLOGIST_POLICY__AUTOMATIC", "false", "policy.automatic", False),
         ("ARCHAEOLOGIST_JOBS__LAYER_STATS__TIME_LIMIT_SECONDS", "7.5", "jobs.layer_stats.time_limit_seconds", 7.5),
         ("ARCHAEOLOGIST_POLICY__BEST__MODE", "max", "policy.best.mode", "max"),
+        ("ARCHAEOLOGIST_GPU__DEVICE", "cuda:12", "gpu.device", "cuda:12"),
+        ("ARCHAEOLOGIST_GPU__SHARE", "0.25", "gpu.share", 0.25),
     ],
 )
 def test_a_variable_is_read_as_its_setting_s_type(variable: str, value: str, name: str, expected: object) -> None:
@@ -162,6 +165,11 @@ def test_a_file_in_the_current_folder_is_found(tmp_path: Path, monkeypatch: pyte
         ('[policy]\nreference = "newest"\n', "newest"),
         ("[jobs.layer_stats]\nmax_running = -1\n", "max_running"),
         ('[worker]\nname = "a/b"\n', "worker.name"),
+        ('[gpu]\ndevice = "cuda:x"\n', "gpu.device"),
+        ('[gpu]\ndevice = "cuda\\n"\n', "gpu.device"),
+        ("[gpu]\nshare = 0\n", "gpu.share"),
+        ("[gpu]\nreserve_mb = -1\n", "gpu.reserve_mb"),
+        ('[gpu]\nwhen_full = "fail"\n', "gpu.when_full"),
         ("[campaigns.dio]\nroots = 1\n", "roots"),
         ("root = [\n", "TOML"),
         ('root = "\udcff"\n', "TOML"),
@@ -227,3 +235,10 @@ def test_each_job_type_has_its_own_limits() -> None:
     jobs = Settings().jobs
     assert jobs.of("layer_stats") == jobs.layer_stats
     assert jobs.of("layer_drift") == jobs.layer_drift
+
+
+def test_what_a_job_may_take_of_a_gpu_goes_to_the_child_as_set(tmp_path: Path) -> None:
+    assert Settings().gpu_options == GpuOptions()
+    text = '[gpu]\ndevice = "cuda:1"\nshare = 0.25\nreserve_mb = 10\nwhen_full = "wait"\n'
+    expected = GpuOptions(device="cuda:1", share=0.25, reserve_mb=10, when_full="wait")
+    assert load_text(tmp_path, text).gpu_options == expected
