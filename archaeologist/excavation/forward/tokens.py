@@ -143,19 +143,38 @@ def _is_same_file(path: Path, other: Path) -> bool:
         return path.exists() == other.exists()
 
 
-def batched(lengths: list[int]) -> tuple[tuple[int, ...], ...]:
-    """Sequences of similar length together: few cells of padding, few passes. The same for the same lengths."""
+def batched(lengths: list[int], *, cells: int = MAX_CELLS) -> tuple[tuple[int, ...], ...]:
+    """Sequences of similar length together: few cells of padding, few passes. The same for the same lengths.
+
+    Args:
+        lengths: Of the sequences.
+        cells: Of a batch at most, padding included; a longer sequence runs alone.
+    """
     batches: list[list[int]] = []
     for number in sorted(range(len(lengths)), key=lambda number: (lengths[number], number)):
         batch = [*batches[-1], number] if batches else []
         # The new one is the longest: all are padded to it.
-        cells = len(batch) * lengths[number]
-        padding = cells - sum(lengths[member] for member in batch)
-        if batch and cells <= MAX_CELLS and padding <= MAX_PADDING * cells:
+        filled = len(batch) * lengths[number]
+        padding = filled - sum(lengths[member] for member in batch)
+        if batch and filled <= cells and padding <= MAX_PADDING * filled:
             batches[-1] = batch
         else:
             batches.append([number])
     return tuple(tuple(batch) for batch in batches)
+
+
+def batch_limits(lengths: list[int], *, most: int = MAX_CELLS) -> tuple[int, ...]:
+    """Cells of a batch, each limit half of the one before, down to one sequence a batch; only those that change it."""
+    limits = [most]
+    batches = batched(lengths, cells=most)
+    cells = most
+    while len(batches) < len(lengths) and cells > 1:
+        cells //= 2
+        smaller = batched(lengths, cells=cells)
+        if smaller != batches:
+            limits.append(cells)
+            batches = smaller
+    return tuple(limits)
 
 
 def _loaded(folder: Path) -> Any:

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from archaeologist.errors import NoTokens, TokenizerMissing, TokenizerUnfit
-from archaeologist.excavation.forward.tokens import MAX_CELLS, MAX_PADDING, Tokens, batched, find_tokenizer, tokenize
+from archaeologist.excavation.forward.tokens import (
+    MAX_CELLS,
+    MAX_PADDING,
+    Tokens,
+    batch_limits,
+    batched,
+    find_tokenizer,
+    tokenize,
+)
 from archaeologist.probes.sets import Probe, ProbeSet, load
 from tests.fixtures.tokenizers import save_tokenizer
 
@@ -147,3 +155,17 @@ def test_batches_hold_each_sequence_once_with_little_padding(lengths: list[int])
         cells = len(batch) * max(lengths[number] for number in batch)
         assert cells - sum(lengths[number] for number in batch) <= MAX_PADDING * cells
         assert cells <= MAX_CELLS or len(batch) == 1
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=60))
+def test_smaller_and_smaller_batches_end_with_one_sequence_each(lengths: list[int]) -> None:
+    limits = batch_limits(lengths)
+    found = [batched(lengths, cells=cells) for cells in limits]
+    assert limits[0] == MAX_CELLS
+    assert list(limits) == sorted(set(limits), reverse=True)
+    assert len(set(found)) == len(found)
+    assert all(len(batch) == 1 for batch in found[-1])
+    for cells, batches in zip(limits, found, strict=True):
+        assert all(
+            len(batch) == 1 or len(batch) * max(lengths[number] for number in batch) <= cells for batch in batches
+        )
