@@ -129,6 +129,7 @@ def _run(excavation: Excavation, on_progress: Callable[[Progress], None], starte
         findings=findings(found),
         alerts=artifact.alerts if isinstance(artifact, LayerStats) else (),
         warnings=artifact.warnings,
+        steps=found.forward.forward.steps if found.forward and found.forward.forward else (),
     )
 
 

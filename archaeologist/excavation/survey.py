@@ -8,7 +8,7 @@ import contextlib
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +22,14 @@ from archaeologist.checkpoints.fingerprint import fingerprint
 from archaeologist.checkpoints.index import CheckpointIndex, read_index
 from archaeologist.checkpoints.names import is_bias
 from archaeologist.checkpoints.reader import Reader
-from archaeologist.errors import ArchaeologistError, CheckpointChanged, CheckpointError, NothingComparable
+from archaeologist.errors import (
+    ArchaeologistError,
+    CheckpointChanged,
+    CheckpointError,
+    NothingComparable,
+    TemporaryError,
+)
+from archaeologist.excavation.forward.way import GpuGaveUpError, Way
 from archaeologist.excavation.plan import Plan, Ties, find_ties, plan_walk
 from archaeologist.excavation.sketch_file import SketchFile
 from archaeologist.excavation.walk import BlockResult, OnProgress, ReferenceUnreadableError, Walk
@@ -87,22 +94,34 @@ def survey(excavation: Excavation, on_progress: OnProgress, *, is_reference_need
         CheckpointError: The target, or a needed reference, cannot be read or is not the one that the job means.
         NothingComparable: A needed reference has nothing in common with the target.
         ArtifactUnwritable: The sketch cannot be written.
+        GpuMemoryShort: The GPU has no room now, and the settings say to wait.
     """
     reference = excavation.job.reference if excavation.job.options.compute_drift else None
     if reference is None:
-        return _survey(excavation, None, on_progress)
+        return _surveyed(excavation, None, on_progress)
     try:
-        return _survey(excavation, reference, on_progress)
+        return _surveyed(excavation, reference, on_progress)
     except ReferenceUnreadableError as failure:
         cause = failure.__cause__
         if is_reference_needed and cause is not None:
             raise cause from None
         warning = f"the reference was left out: {cause}"
-    found = _survey(excavation, None, on_progress)
+    found = _surveyed(excavation, None, on_progress)
     return replace(found, warnings=(warning, *found.warnings))
 
 
-def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgress) -> Survey:
+def _surveyed(excavation: Excavation, reference: Side | None, on_progress: OnProgress) -> Survey:
+    """The survey; done again, in a smaller way, each time that a GPU gives up."""
+    way = Way()
+    while True:
+        try:
+            return _survey(excavation, reference, on_progress, way=way)
+        except GpuGaveUpError as failure:
+            way = failure.way
+            sys.stderr.write(f"the survey begins again: {failure}\n")
+
+
+def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgress, *, way: Way) -> Survey:
     started = time.perf_counter()
     kernels.load()
     loaded = time.perf_counter()
@@ -117,7 +136,7 @@ def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgr
         )
         _check_comparable(plan)
         opened = time.perf_counter()
-        probing, reason = _probing(excavation, target, theirs, files)
+        probing, reason = _probing(excavation, target, theirs, files, way=way)
         built = time.perf_counter()
         walk = Walk(
             plan,
@@ -128,7 +147,9 @@ def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgr
             kept_blocks=probing.needed() if probing else (),
             on_progress=on_progress,
         )
-        blocks = _sketched(walk.blocks(), plan, excavation)
+        # Closed here whoever ends it: the walk's threads read the files, and a sketch is removed after an error.
+        walked_blocks = files.enter_context(contextlib.closing(walk.blocks()))
+        blocks = files.enter_context(contextlib.closing(_sketched(walked_blocks, plan, excavation)))
         found = _collect(plan, target.index, probing.through(blocks) if probing else blocks)
         walked = time.perf_counter()
         forward = probing.found() if probing else reason
@@ -145,7 +166,7 @@ def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgr
 
 
 def _probing(
-    excavation: Excavation, target: Opened, reference: Opened | None, files: contextlib.ExitStack
+    excavation: Excavation, target: Opened, reference: Opened | None, files: contextlib.ExitStack, *, way: Way
 ) -> "tuple[Probing | None, Found | None]":
     """The forward pass beside the walk, or why there is none; both None where it was not asked for."""
     job = excavation.job
@@ -168,7 +189,9 @@ def _probing(
             for side, opened in ((job.target, target), (job.reference, reference))
             if side is not None and opened is not None
         ]
-        probing = Probing(excavation, probes, sides[0], sides[1] if len(sides) > 1 else None)
+        probing = Probing(excavation, probes, sides[0], sides[1] if len(sides) > 1 else None, way=way)
+    except TemporaryError:
+        raise
     except ArchaeologistError as error:
         return None, Found(not_computed={"activations": f"{error.code}: {error}"})
     return files.enter_context(probing), None
@@ -201,7 +224,7 @@ def _check_comparable(plan: Plan) -> None:
     raise ReferenceUnreadableError from NothingComparable(msg)
 
 
-def _sketched(blocks: Iterator[BlockResult], plan: Plan, excavation: Excavation) -> Iterator[BlockResult]:
+def _sketched(blocks: Iterator[BlockResult], plan: Plan, excavation: Excavation) -> Generator[BlockResult, None, None]:
     """The blocks as they come, their sketches written in passing."""
     if excavation.sketch_path is None:
         yield from blocks

@@ -9,7 +9,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from typing import Final
 
 import numpy as np
@@ -106,7 +106,7 @@ class Walk:
         ]
         self._started = time.monotonic()
 
-    def blocks(self) -> Iterator[BlockResult]:
+    def blocks(self) -> Generator[BlockResult, None, None]:
         """The blocks, each as soon as it and all before it are summed.
 
         Raises:

@@ -19,6 +19,7 @@ from contracts.messages import (
     CampaignId,
     Excavation,
     ForwardOptions,
+    GpuOptions,
     HeroId,
     Job,
     JobKey,
@@ -69,7 +70,13 @@ def analysed(target: Path, reference: Path | None = None, *, probes: str = "defa
     )
     folder = target.parent / "artifacts"
     folder.mkdir(exist_ok=True)
-    excavation = Excavation(job=job, artifact_path=str(folder / "a.tmp"), activations=ForwardOptions(**options))
+    excavation = Excavation(
+        job=job,
+        artifact_path=str(folder / "a.tmp"),
+        sketch_path=options.pop("sketch_path", None),
+        gpu=options.pop("gpu", GpuOptions(device="cpu")),
+        activations=ForwardOptions(**options),
+    )
     artifact, _ = layer_stats.excavate(excavation, lambda _: None)
     return artifact
 

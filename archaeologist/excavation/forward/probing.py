@@ -4,6 +4,7 @@ Whatever cannot be computed is named with its reason in ``not_computed``; weight
 """
 
 import contextlib
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from msgspec.structs import replace
 
 from archaeologist.checkpoints.index import CheckpointIndex
 from archaeologist.checkpoints.reader import Reader
-from archaeologist.errors import ArchaeologistError, ModelUnsupported
+from archaeologist.errors import ArchaeologistError, GpuMemoryShort, ModelUnsupported
+from archaeologist.excavation.forward import device
 from archaeologist.excavation.forward.activations import ActivationStatistics
 from archaeologist.excavation.forward.divergence import Predictions
 from archaeologist.excavation.forward.found import Found
@@ -24,7 +26,8 @@ from archaeologist.excavation.forward.head import Head
 from archaeologist.excavation.forward.lanes import Lanes
 from archaeologist.excavation.forward.model import Skeleton, TensorsStoredOtherwise, skeleton, whole
 from archaeologist.excavation.forward.streaming import Batch, Lockstep, Side
-from archaeologist.excavation.forward.tokens import Tokens, is_same_tokenizer, tokenize
+from archaeologist.excavation.forward.tokens import Tokens, batch_limits, batched, is_same_tokenizer, tokenize
+from archaeologist.excavation.forward.way import GpuGaveUpError, Way
 from archaeologist.excavation.walk import BlockResult, thread_count
 from archaeologist.probes.sets import ProbeSet
 from contracts.artifacts import ForwardInfo, FunctionalDrift, ProbeInfo
@@ -49,18 +52,26 @@ class Probing:
     """The probes on their way through the models; a context manager."""
 
     def __init__(
-        self, excavation: Excavation, probes: ProbeSet, target: Checkpoint, reference: Checkpoint | None
+        self, excavation: Excavation, probes: ProbeSet, target: Checkpoint, reference: Checkpoint | None, *, way: Way
     ) -> None:
-        """Builds the models without their weights, and tokenizes the probes.
+        """Builds the models without their weights, tokenizes the probes, and decides where the models run.
+
+        Args:
+            excavation: The job.
+            probes: What is run.
+            target: The checkpoint under analysis.
+            reference: Run beside it, where there is one.
+            way: What earlier tries have left.
 
         Raises:
-            ArchaeologistError: Tokenizer or model cannot be used; the code says why.
+            ArchaeologistError: Tokenizer, model or GPU cannot be used; the code says why.
+            GpuMemoryShort: The GPU has no room now, and the settings say to wait.
         """
         options = excavation.activations
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         self._not_computed: dict[str, str] = {}
         self._probes = probes
-        self._device = torch.device("cpu")
+        self._gpu_options = excavation.gpu
         self._reason: str | None = None
         self._model = self._built(target)
         self._tokens = tokenize(
@@ -71,14 +82,21 @@ class Probing:
             vocabulary=_vocabulary(self._model),
             positions=getattr(self._model.model.config, "max_position_embeddings", None),
         )
-        batches = [_batch(self._tokens, numbers) for numbers in self._tokens.batches]
         theirs = self._reference_model(reference) if reference else None
+        self._choose([self._model, *([theirs] if theirs else [])], way)
+        batches = [_batch(self._tokens, numbers) for numbers in self._tokens.batches]
         self._lanes = Lanes(thread_count(excavation.threads), passes=len(batches) * (2 if theirs else 1))
-        self._target = self._side(target, self._model, batches, has_submodules=options.submodules)
-        self._reference = self._side(reference, theirs, batches) if reference and theirs else None
+        with self._falling_back():  # a model that is loaded whole is copied here
+            self._target = self._side(target, self._model, batches, has_submodules=options.submodules)
+            self._reference = self._side(reference, theirs, batches) if reference and theirs else None
         self._statistics = ActivationStatistics(self._tokens, lanes=self._lanes)
         self._lockstep = Lockstep(
-            self._target, self._reference, self._statistics.add, lanes=self._lanes, on_end=self._statistics.finish
+            self._target,
+            self._reference,
+            self._statistics.add,
+            lanes=self._lanes,
+            on_end=self._statistics.finish,
+            is_guest=self._choice.gpu is not None,
         )
 
     def __enter__(self) -> Self:
@@ -89,26 +107,44 @@ class Probing:
         """Ends the threads."""
         self._lockstep.close()
         self._lanes.__exit__()
+        device.give_back()
 
     def needed(self) -> frozenset[str]:
         """The blocks whose bytes the models take from the walk."""
         return self._lockstep.needed()
 
     def through(self, blocks: Iterator[BlockResult]) -> Iterator[BlockResult]:
-        """The walk's blocks, each after the models ran through it."""
-        return self._lockstep.through(blocks)
+        """The walk's blocks, each after the models ran through it.
+
+        Raises:
+            GpuGaveUpError: The GPU's memory did not suffice.
+            GpuMemoryShort: Likewise, and the settings say to wait.
+        """
+        with self._falling_back():
+            yield from self._lockstep.through(blocks)
 
     def found(self) -> Found:
-        """The statistics; after the walk. Runs the head."""
+        """The statistics; after the walk. Runs the head.
+
+        Raises:
+            GpuGaveUpError: The GPU's memory did not suffice, or something else went wrong there.
+            GpuMemoryShort: Its memory did not suffice, and the settings say to wait.
+        """
         not_computed, output = dict(self._not_computed), Found()
-        if self._lockstep.failure:
-            not_computed["activations"] = self._lockstep.failure
+        if failure := self._lockstep.failure:
+            self._give_up_gpu(failure)
+            not_computed["activations"] = failure
         else:
             try:
-                output = self._predictions()
+                with self._falling_back():
+                    output = self._predictions()
+            except (GpuGaveUpError, GpuMemoryShort):
+                raise
             except Exception as error:  # noqa: BLE001 - as in the lockstep: the walk's results are not lost
                 traceback.print_exc()
-                not_computed["predictions"] = f"the head failed: {type(error).__name__}: {error}"
+                failure = f"the head failed: {type(error).__name__}: {error}"
+                self._give_up_gpu(failure)
+                not_computed["predictions"] = failure
         return replace(
             output,
             activation_stats=self._statistics.stats,
@@ -116,7 +152,10 @@ class Probing:
             forward=ForwardInfo(
                 way="whole" if self._reason else "streamed",
                 reason=self._reason,
-                device=str(self._device),
+                device=self._choice.gpu.device if self._choice.gpu else "cpu",
+                device_name=self._choice.gpu.name if self._choice.gpu else None,
+                peak_gpu_bytes=device.peak_bytes(self._device),
+                steps=self._choice.steps,
                 threads=self._lanes.threads_a_pass,
                 dtype=str(self._model.dtype).removeprefix("torch."),
                 attention=str(self._model.model.config._attn_implementation),  # noqa: SLF001 - nowhere else to read
@@ -124,6 +163,39 @@ class Probing:
             functional_drift=self._drift(output),
             not_computed=not_computed | output.not_computed,
         )
+
+    def _choose(self, models: Sequence[Skeleton], way: Way) -> None:
+        """Where the models run and in which batches."""
+        device.give_back()  # what an earlier try left
+        lengths = [len(ids) for ids in self._tokens.ids]
+        self._needs = tuple(
+            device.Need(cells, device.needed_bytes(models, _shapes(lengths, cells), head_positions=HEAD_POSITIONS))
+            for cells in batch_limits(lengths)
+        )
+        wanted = self._gpu_options.device
+        gpu = None if way.is_on_cpu or wanted == "cpu" else device.look(wanted)
+        self._choice = device.decide(self._gpu_options, gpu, self._needs, way=way)
+        self._tokens = replace(self._tokens, batches=batched(lengths, cells=self._choice.cells))
+        self._device = device.claim(self._choice)
+        where = self._choice.gpu.device if self._choice.gpu else "cpu"
+        sys.stderr.write(f"the model runs on {where}: {self._choice.reason}\n")
+
+    @contextlib.contextmanager
+    def _falling_back(self) -> Iterator[None]:
+        """Turns a shortage of the GPU's memory into the next step down."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self._choice.gpu is None or not device.is_shortage(error):
+                raise
+            traceback.print_exc()
+            way = device.after_shortage(self._choice, self._gpu_options, self._needs)
+            raise GpuGaveUpError(way) from error
+
+    def _give_up_gpu(self, failure: str) -> None:
+        """What fails on a GPU for another reason may do well on the CPU."""
+        if self._choice.gpu is not None:
+            raise GpuGaveUpError(device.after_failure(self._choice, failure))
 
     def _built(self, checkpoint: Checkpoint) -> Skeleton:
         """The model to be streamed, or loaded whole where its tensors are not stored as its code has them."""
@@ -226,6 +298,11 @@ def _batch(tokens: Tokens, numbers: Sequence[int]) -> Batch:
         ids[row, : lengths[row]] = torch.tensor(tokens.ids[number])
         mask[row, : lengths[row]] = 1
     return Batch(input_ids=ids, attention_mask=None if min(lengths) == max(lengths) else mask)
+
+
+def _shapes(lengths: list[int], cells: int) -> list[tuple[int, int]]:
+    """Sequences and positions of each batch."""
+    return [(len(numbers), max(lengths[number] for number in numbers)) for numbers in batched(lengths, cells=cells)]
 
 
 def _following(tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor, list[str | None]]:

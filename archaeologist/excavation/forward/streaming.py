@@ -22,8 +22,10 @@ from transformers.pytorch_utils import Conv1D
 
 from archaeologist.checkpoints.index import TensorEntry
 from archaeologist.checkpoints.reader import Reader
+from archaeologist.excavation.forward.ahead import Copied, Copier
+from archaeologist.excavation.forward.device import is_shortage
 from archaeologist.excavation.forward.lanes import Lanes
-from archaeologist.excavation.forward.model import DTYPES, Skeleton, Unit
+from archaeologist.excavation.forward.model import DTYPES, Skeleton, Slot, Unit
 from archaeologist.excavation.forward.stepper import Stepper
 from archaeologist.excavation.walk import BlockResult
 
@@ -87,6 +89,10 @@ class Side:
         self._used = torch.unique(torch.cat([batch.input_ids.flatten() for batch in batches]))
         self._hooks = list(self._hooked(has_submodules=has_submodules))
         self._outputs: dict[str, dict[int, torch.Tensor]] = {}
+        self._copier = Copier(device)
+        self._copied: dict[str, Copied] = {}
+        if not any(parameter.is_meta for parameter in model.model.parameters()):
+            model.model.to(device)  # type: ignore[arg-type]
         # Buffers, the frequencies of rotary embeddings for one; parameters stay on the meta device.
         for module in model.model.modules():
             for name, buffer in module.named_buffers(recurse=False):
@@ -106,16 +112,34 @@ class Side:
             unit: One of the model's.
             at_hand: Bytes by stored name; what is missing is read.
         """
+        copied = self._copied.get(unit.name)
+        tensors = copied.ready() if copied else (self._value(unit, slot, at_hand) for slot in unit.slots)
         with contextlib.ExitStack() as stack:
-            for slot in unit.slots:
+            for slot, values in zip(unit.slots, tensors, strict=True):
                 stack.callback(slot.module._parameters.__setitem__, slot.attribute, slot.empty)  # noqa: SLF001
-                if unit.is_token_table:
-                    values = _rows(slot.entry, self._used, self.reader)
-                else:
-                    values = _tensor(slot.entry, at_hand.get(slot.entry.name), self.reader)
-                parameter = nn.Parameter(values.to(self.device, slot.empty.dtype), requires_grad=False)
+                parameter = nn.Parameter(values, requires_grad=False)
                 slot.module._parameters[slot.attribute] = parameter  # noqa: SLF001 - registering would check and copy
             yield
+
+    def copy_ahead(self, name: str, at_hand: Mapping[str, Bytes]) -> None:
+        """Begins to copy a block to the device, before its turn. The bytes are no longer needed when this returns."""
+        unit = self.model.units.get(name)
+        if unit is None or unit.is_token_table:
+            return
+        tensors = (_tensor(slot.entry, at_hand.get(slot.entry.name), self.reader) for slot in unit.slots)
+        dtypes = (slot.empty.dtype for slot in unit.slots)
+        self._copied[name] = self._copier.start(zip(tensors, dtypes, strict=True))
+
+    def forget(self, name: str) -> None:
+        """Drops what was copied ahead."""
+        self._copied.pop(name, None)
+
+    def _value(self, unit: Unit, slot: Slot, at_hand: Mapping[str, Bytes]) -> torch.Tensor:
+        if unit.is_token_table:
+            values = _rows(slot.entry, self._used, self.reader)
+        else:
+            values = _tensor(slot.entry, at_hand.get(slot.entry.name), self.reader)
+        return values.to(self.device, slot.empty.dtype)
 
     def stopped_at(self, name: str) -> list[tuple[int, Stepper[torch.Tensor]]]:
         """The passes that wait for the unit, each with the number of its positions."""
@@ -217,6 +241,7 @@ class Lockstep:
         *,
         lanes: Lanes,
         on_end: Callable[[], None] = lambda: None,
+        is_guest: bool = False,
     ) -> None:
         """Starts nothing yet.
 
@@ -226,6 +251,7 @@ class Lockstep:
             on_outputs: Called after each block, while its outputs are in memory.
             lanes: Where the passes run.
             on_end: Called after the last block.
+            is_guest: On a GPU: a block is copied there while the one before it computes, and one pass runs at a time.
         """
         self.failure: str | None = None
         """Why the forward pass ended early."""
@@ -234,6 +260,7 @@ class Lockstep:
         self._sides = [target, *([reference] if reference else [])]
         self._on_outputs, self._on_end = on_outputs, on_end
         self._lanes = lanes
+        self._is_guest = is_guest
         self._passed: set[str] = set()
         self._calls: dict[str, int] = {}
 
@@ -245,7 +272,7 @@ class Lockstep:
     def through(self, blocks: Iterator[BlockResult]) -> Iterator[BlockResult]:
         """The same blocks, each after the forward passes went through it; at the end they are done."""
         self._guarded(self._start)
-        for block in blocks:
+        for block in self._copied_ahead(blocks) if self._is_guest else blocks:
             self._guarded(self._offer, block)
             yield block
         self._guarded(self._finish)
@@ -255,13 +282,40 @@ class Lockstep:
         for side in self._sides:
             side.close()
 
+    def _copied_ahead(self, blocks: Iterator[BlockResult]) -> Iterator[BlockResult]:
+        """The same blocks, each once the next one is on its way to the device; their bytes are valid no more."""
+        present: BlockResult | None = None
+        for following in blocks:
+            self._guarded(self._copy, following)
+            if present is not None:
+                yield present
+                self._forget(present)
+            present = following
+        if present is not None:
+            yield present
+            self._forget(present)
+
+    def _copy(self, block: BlockResult) -> None:
+        for side in self._sides:
+            side.copy_ahead(block.block.name, block.target if side is self._target else block.reference)
+
+    def _forget(self, block: BlockResult) -> None:
+        for side in self._sides:
+            side.forget(block.block.name)
+
     def _guarded(self, step: Callable[..., None], *arguments: BlockResult) -> None:
-        """Weights and drift are delivered whatever a model's code does."""
+        """Weights and drift are delivered whatever a model's code does.
+
+        Raises:
+            RuntimeError: The GPU's memory ran out, which is for the caller to deal with.
+        """
         if self.failure is not None:
             return
         try:
             step(*arguments)
-        except Exception as error:  # noqa: BLE001 - any model's code runs here; where it failed is in the log
+        except Exception as error:  # any model's code runs here; where it failed is in the log
+            if self._is_guest and is_shortage(error):
+                raise
             traceback.print_exc()
             self.failure = f"the forward pass failed: {type(error).__name__}: {error}"
 
@@ -294,7 +348,8 @@ class Lockstep:
         self._tell(name, [side.take(name) if side in sides else None for side in self._sides])
 
     def _bytes(self, side: Side, block: BlockResult | None) -> Mapping[str, Bytes]:
-        if block is None:
+        # A guest's were copied ahead, and the walk has used their memory again.
+        if block is None or self._is_guest:
             return {}
         return block.target if side is self._target else block.reference
 
@@ -302,7 +357,7 @@ class Lockstep:
         """Runs every pass that waits for the unit up to its next one."""
         waiting = [found for side in sides for found in side.stopped_at(name)]
         passes = [stepper for _, stepper in sorted(waiting, key=lambda found: -found[0])]
-        if any(side.model.units[name].is_token_table for side in sides):
+        if self._is_guest or any(side.model.units[name].is_token_table for side in sides):
             # What comes between it and the first block may change the model: frequencies for longer sequences, for one.
             for stepper in passes:
                 stepper.resume()

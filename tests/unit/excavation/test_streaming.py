@@ -1,7 +1,8 @@
 """The streamed forward pass gives, bit for bit, what the loaded model gives."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from archaeologist.excavation.forward.head import Head
 from archaeologist.excavation.forward.lanes import Lanes
 from archaeologist.excavation.forward.model import TensorsStoredOtherwise, skeleton, whole
 from archaeologist.excavation.forward.stepper import Stepper
-from archaeologist.excavation.forward.streaming import Batch, Lockstep, Outputs, Side
+from archaeologist.excavation.forward.streaming import Batch, Bytes, Hidden, Lockstep, Outputs, Side
 from archaeologist.excavation.walk import Walk
 from tests.fixtures.models import CONFIGS, ENCODERS, VOCABULARY, model, saved
 from tests.unit.excavation.walking import planned
@@ -34,7 +35,13 @@ def batches() -> list[Batch]:
 
 
 @contextmanager
-def ran(folders: Sequence[Path], *, is_whole: bool = False) -> Iterator[tuple[list[Side], list[Outputs], Lockstep]]:
+def ran(
+    folders: Sequence[Path],
+    *,
+    is_whole: bool = False,
+    is_guest: bool = False,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 - never changes
+) -> Iterator[tuple[list[Side], list[Outputs], Lockstep]]:
     """The passes of a target, and of a reference, done."""
     with ExitStack() as files:
         indexes = [read_index(folder) for folder in folders]
@@ -44,14 +51,16 @@ def ran(folders: Sequence[Path], *, is_whole: bool = False) -> Iterator[tuple[li
                 whole(folder) if is_whole else skeleton(folder, index),
                 reader,
                 batches(),
-                device=torch.device("cpu"),
+                device=device,
                 has_submodules=True,
             )
             for folder, index, reader in zip(folders, indexes, readers, strict=True)
         ]
         outputs: list[Outputs] = []
         lanes = files.enter_context(Lanes(3))
-        lockstep = Lockstep(sides[0], sides[1] if len(sides) > 1 else None, outputs.append, lanes=lanes)
+        lockstep = Lockstep(
+            sides[0], sides[1] if len(sides) > 1 else None, outputs.append, lanes=lanes, is_guest=is_guest
+        )
         files.callback(lockstep.close)
         walk = Walk(
             planned(folders[0], folders[1] if len(folders) > 1 else None),
@@ -220,3 +229,81 @@ def test_a_closed_pass_ends_where_it_stopped() -> None:
     never = Stepper(work)
     never.close()
     assert ended == ["first"]
+
+
+# As on a GPU: a block on its way while the one before it computes.
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt2", "albert", "bert"])
+def test_blocks_copied_ahead_give_the_same_bits(name: str, tmp_path: Path) -> None:
+    folders = [saved(model(name, seed=seed), tmp_path / str(seed)) for seed in (1, 2)]
+    with ran(folders) as (sides, outputs, _), ran(folders, is_guest=True) as (guests, found, lockstep):
+        assert lockstep.failure is None
+        assert [one.name for one in found] == [one.name for one in outputs]
+        for one, other in zip(outputs, found, strict=True):
+            assert all(map(torch.equal, one.target, other.target))
+            assert one.reference is not None
+            assert other.reference is not None
+            assert all(map(torch.equal, one.reference, other.reference))
+        for side, guest in zip(sides, guests, strict=True):
+            assert all(map(torch.equal, side.last_hidden(), guest.last_hidden()))
+            assert all(parameter.is_meta for parameter in guest.model.model.parameters())
+
+
+def test_each_block_is_on_its_way_before_the_one_before_it_runs_and_two_are_held_at_most(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: list[tuple[str, str]] = []
+    held: list[int] = []
+    copy, tell = Side.copy_ahead, Lockstep._tell
+
+    def copying(side: Side, name: str, at_hand: Mapping[str, Bytes]) -> None:
+        copy(side, name, at_hand)
+        if name in side._copied:
+            told.append(("copied", name))
+        held.append(len(side._copied))
+
+    def telling(lockstep: Lockstep, name: str, outputs: Sequence[Hidden | None]) -> None:
+        told.append(("ran", name))
+        tell(lockstep, name, outputs)
+
+    monkeypatch.setattr(Side, "copy_ahead", copying)
+    monkeypatch.setattr(Lockstep, "_tell", telling)
+    with ran([saved(model("llama", seed=1), tmp_path / "a")], is_guest=True) as (sides, _, lockstep):
+        assert lockstep.failure is None
+        assert sides[0]._copied == {}
+    blocks = [f"model.layers.{number}" for number in range(3)]
+    for before, name in pairwise([*blocks, "model.norm"]):
+        assert told.index(("copied", name)) < told.index(("ran", before))
+    assert max(held) == 2
+
+
+def test_memory_that_runs_out_on_a_gpu_ends_the_walk_and_not_only_the_pass(tmp_path: Path) -> None:
+    folder = saved(model("llama", seed=1), tmp_path / "a")
+    index = read_index(folder)
+
+    def refuse(_: Outputs) -> None:
+        msg = "CUDA out of memory"
+        raise torch.OutOfMemoryError(msg)
+
+    with Reader(index) as reader, Lanes(1) as lanes:
+        side = Side(skeleton(folder, index), reader, batches(), device=torch.device("cpu"))
+        lockstep = Lockstep(side, None, refuse, lanes=lanes, is_guest=True)
+        walk = Walk(planned(folder), target=reader, kept_blocks=lockstep.needed())
+        with closing(lockstep), closing(walk.blocks()) as blocks, pytest.raises(torch.OutOfMemoryError):
+            list(lockstep.through(blocks))
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+def test_on_a_gpu_the_streamed_model_gives_what_the_loaded_one_gives(
+    name: str, gpu: torch.device, tmp_path: Path
+) -> None:
+    made = model(name, seed=1)
+    folder = saved(made, tmp_path / "a")
+    with ran([folder], is_guest=True, device=gpu) as (sides, _, lockstep):
+        assert lockstep.failure is None
+        made.to(gpu)  # type: ignore[arg-type]
+        for batch, hidden in zip(batches(), sides[0].last_hidden(), strict=True):
+            mask = None if batch.attention_mask is None else batch.attention_mask.to(gpu)
+            there = Batch(input_ids=batch.input_ids.to(gpu), attention_mask=mask)
+            assert torch.equal(hidden, loaded(made, there))
