@@ -12,6 +12,7 @@ Any path may be named: the allowed roots of the settings bind what comes over th
 import asyncio
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +34,7 @@ from archaeologist.probes.sets import digest
 from contracts.artifacts import LayerDrift, LayerStats
 from contracts.messages import (
     DEFAULT_PROBES,
+    DEVICE_PATTERN,
     MAX_PROBE_TOKENS,
     CampaignId,
     DriftMetric,
@@ -40,6 +42,7 @@ from contracts.messages import (
     Excavation,
     Failed,
     ForwardOptions,
+    GpuOptions,
     HeroId,
     Job,
     JobOptions,
@@ -85,6 +88,7 @@ def analyze(  # noqa: PLR0913 -- the options of the command, all by keyword
     max_probe_tokens: int = MAX_PROBE_TOKENS,
     tokenizer: str | Path | None = None,
     submodules: bool = False,
+    device: str = "auto",
     threads: int = 0,
     output: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -103,6 +107,8 @@ def analyze(  # noqa: PLR0913 -- the options of the command, all by keyword
         max_probe_tokens: Of all probes together; the last one is cut.
         tokenizer: Folder of the tokenizer, for a checkpoint saved without one.
         submodules: Activation statistics of the outputs of attention and MLP too.
+        device: Where the model runs: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``. ``auto`` is the first GPU where it has
+            room, else the CPU; half of its memory is used at most.
         threads: 0: one for each core.
         output: A folder: the artifact is written there as ``ckpt-{step:06d}.layer_stats.json``, the checkpoint's sketch
             beside it as ``ckpt-{step:06d}.sketch.safetensors``. None: nothing is written.
@@ -126,7 +132,15 @@ def analyze(  # noqa: PLR0913 -- the options of the command, all by keyword
         tokenizer_path=str(tokenizer) if tokenizer else None,
         submodules=submodules,
     )
-    running = excavate(job, threads=threads, output=output, progress=progress, cache=cache, activations=options)
+    running = excavate(
+        job,
+        threads=threads,
+        output=output,
+        progress=progress,
+        cache=cache,
+        activations=options,
+        gpu=GpuOptions(device=known_device(device)),
+    )
     return decode_layer_stats(_run(running))
 
 
@@ -218,6 +232,18 @@ def known_metrics(names: Iterable[str]) -> tuple[DriftMetric, ...]:
     return tuple(metric for metric in sorted(METRICS) if metric in wanted)
 
 
+def known_device(name: str) -> str:
+    """The name of a device, which need not be there.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if not re.search(DEVICE_PATTERN, name):
+        msg = f"device {name!r} is not known; use auto, cpu, cuda or cuda:N"
+        raise UsageError(msg)
+    return name
+
+
 def side(path: str | Path) -> Side:
     """A checkpoint as one side of a job. A step that nothing tells is 0: only the daemon insists on one.
 
@@ -286,6 +312,7 @@ async def excavate(
     progress: Callable[[Progress], None] | None = None,
     cache: Path | None = None,
     activations: ForwardOptions | None = None,
+    gpu: GpuOptions | None = None,
 ) -> Excavated:
     """The artifact of a job, computed by a child process; on disk only with ``output``.
 
@@ -299,6 +326,7 @@ async def excavate(
             sketch_path=str(places.temporary_sketch) if places.temporary_sketch else None,
             threads=threads,
             activations=activations or ForwardOptions(),
+            gpu=gpu or GpuOptions(),
         )
         outcome = await run_child(
             excavation,

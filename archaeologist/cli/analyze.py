@@ -11,7 +11,7 @@ from archaeologist.cli.options import AsJson, Config, read_settings
 
 if TYPE_CHECKING:
     from archaeologist.api import Excavated
-    from contracts.messages import ForwardOptions, Job
+    from contracts.messages import ForwardOptions, GpuOptions, Job
 
 Threads = Annotated[
     int | None, typer.Option("--threads", min=0, help="Threads; 0: one for each core, as set in worker.threads.")
@@ -37,6 +37,10 @@ def analyze(  # noqa: PLR0917 -- the options of the command
         Path | None,
         typer.Option("--tokenizer", help="Its folder, for a checkpoint saved without one.", metavar="DIR"),
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="auto, cpu, cuda or cuda:N; as set in gpu.device.", metavar="NAME"),
+    ] = None,
     as_json: AsJson = False,
     output: Annotated[
         Path | None,
@@ -53,6 +57,7 @@ def analyze(  # noqa: PLR0917 -- the options of the command
 
     settings = read_settings(config=config)
     options = settings.forward_options(None)
+    gpu = settings.gpu_options if device is None else replace(settings.gpu_options, device=api.known_device(device))
     job = api.layer_stats_job(
         checkpoint,
         reference=reference if drift else None,
@@ -64,7 +69,7 @@ def analyze(  # noqa: PLR0917 -- the options of the command
     if tokenizer is not None:
         options = replace(options, tokenizer_path=str(tokenizer))
     threads = settings.worker.threads if threads is None else threads
-    found = _excavate(job, threads=threads, output=output, activations=options)
+    found = _excavate(job, threads=threads, output=output, activations=options, gpu=gpu)
     if as_json:
         _print_bytes(found)
     else:
@@ -99,13 +104,20 @@ def drift(
 
 
 def _excavate(
-    job: "Job", *, threads: int, output: Path | None, activations: "ForwardOptions | None" = None
+    job: "Job",
+    *,
+    threads: int,
+    output: Path | None,
+    activations: "ForwardOptions | None" = None,
+    gpu: "GpuOptions | None" = None,
 ) -> "Excavated":
     from archaeologist.api import excavate
     from archaeologist.cli.console import progress_bar
 
     with progress_bar("analysing") as show:
-        return asyncio.run(excavate(job, threads=threads, output=output, progress=show, activations=activations))
+        return asyncio.run(
+            excavate(job, threads=threads, output=output, progress=show, activations=activations, gpu=gpu)
+        )
 
 
 def _print_bytes(found: "Excavated") -> None:

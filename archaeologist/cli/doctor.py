@@ -16,6 +16,7 @@ import typer
 from msgspec import Struct
 
 from archaeologist.cli.options import AsJson, Config, NatsUrl, Root, read_settings
+from contracts.messages import GpuOptions
 
 if TYPE_CHECKING:
     from archaeologist.bus.connection import Bus
@@ -37,7 +38,7 @@ NVIDIA_DEVICE: Final = Path("/dev/nvidia0")
 
 # Run in a process of its own: torch takes a second and 200 MB, and its import may crash.
 LIBRARIES: Final = """\
-import json
+import json, sys
 def version(name):
     try:
         return __import__(name).__version__
@@ -48,6 +49,11 @@ found["cuda"] = None
 if not found["torch"].startswith("!"):
     import torch
     found["cuda"], found["sees_gpu"] = torch.version.cuda, torch.cuda.is_available()
+    try:
+        if found["sees_gpu"]:
+            found["gpu_bytes"] = torch.cuda.mem_get_info(int(sys.argv[1]))
+    except RuntimeError as error:
+        found["gpu_trouble"] = str(error).splitlines()[0]
 print(json.dumps(found))
 """
 
@@ -180,18 +186,19 @@ def _check_protected_hardlinks(settings: "Settings") -> Iterator[Check]:
 
 
 def _check_libraries(settings: "Settings") -> Iterator[Check]:
-    del settings
+    number = settings.gpu.device.partition(":")[2] or "0"
     done = subprocess.run(
-        [sys.executable, "-c", LIBRARIES], capture_output=True, check=False, timeout=IMPORT_SECONDS, text=True
+        [sys.executable, "-c", LIBRARIES, number], capture_output=True, check=False, timeout=IMPORT_SECONDS, text=True
     )
     if done.returncode:
         message = f"importing numba and torch ended with code {done.returncode}: {done.stderr.strip()[-200:]}"
         yield Check(name="libraries", status="error", message=message, remedy="install the package again")
         return
-    yield from libraries(msgspec.json.decode(done.stdout.splitlines()[-1]), gpu=find_gpu())
+    found = msgspec.json.decode(done.stdout.splitlines()[-1])
+    yield from libraries(found, gpu=find_gpu(), options=settings.gpu_options)
 
 
-def libraries(found: dict[str, Any], *, gpu: str | None) -> Iterator[Check]:
+def libraries(found: dict[str, Any], *, gpu: str | None, options: GpuOptions) -> Iterator[Check]:
     """What the libraries of the child say, beside the GPU that the machine has."""
     for name, remedy in (("numba", "pip install numba"), ("torch", "pip install torch"), ("transformers", None)):
         version = str(found[name])
@@ -210,7 +217,23 @@ def libraries(found: dict[str, Any], *, gpu: str | None) -> Iterator[Check]:
         message = f"{gpu}, but torch (CUDA {found['cuda']}) does not see it"
         yield Check(name="gpu", status="warning", message=message, remedy=remedy)
     else:
-        yield Check(name="gpu", status="ok", message=f"{gpu}, CUDA {found['cuda']}")
+        yield guest(found, gpu=f"{gpu}, CUDA {found['cuda']}", options=options)
+
+
+def guest(found: dict[str, Any], *, gpu: str, options: GpuOptions) -> Check:
+    """What of a GPU that works a job may use now."""
+    if options.device == "cpu":
+        return Check(name="gpu", status="ok", message=f"{gpu}; not used, gpu.device is cpu")
+    if "gpu_bytes" not in found:
+        message = f"{gpu}, but its memory cannot be asked for: {found.get('gpu_trouble')}"
+        return Check(
+            name="gpu", status="warning", message=message, remedy="look at nvidia-smi: is it full or reserved?"
+        )
+    free, total = found["gpu_bytes"]
+    room = options.room_bytes(total_bytes=total, free_bytes=free)
+    message = f"{gpu}, {free / 1e9:,.1f} of {total / 1e9:,.1f} GB free; a job may use {room / 1e9:,.1f} GB"
+    remedy = None if room else "jobs do as gpu.when_full says; lower gpu.reserve_mb, or free some"
+    return Check(name="gpu", status="ok" if room else "warning", message=message, remedy=remedy)
 
 
 def find_gpu() -> str | None:

@@ -41,13 +41,13 @@ class Announcement(NamedTuple):
     message_id: str
 
 
-def started(record: JobRecord, *, worker: str, now: datetime) -> Event:
+def started(record: JobRecord, *, worker: str, device: str, now: datetime) -> Event:
     """A worker took the job."""
     job = record.job
     data = StartedData(
         **_identity(record, worker=worker, attempt=record.attempt + 1),
         reference_step=job.reference.step if job.reference else None,
-        device="cpu",
+        device=device if job.job_type == "layer_stats" and job.options.compute_activations else "cpu",
     )
     message = f"Analyzing checkpoint {job.target.step} ({job.job_type})"
     return _event(subjects.ANALYSIS_STARTED, data, message=message, severity="info", now=now)

@@ -70,12 +70,16 @@ class Runner:
         elif isinstance(outcome, Stopped):
             await self._stopped(run)
         elif isinstance(outcome, Failed) and outcome.retryable:
-            await self._hand_back(run, delay_seconds=self._settings.jobs.retry_delay_seconds)
+            await self._hand_back(run, delay_seconds=self._settings.jobs.retry_delay_seconds, reason=outcome.error)
         else:
+            if isinstance(outcome, Succeeded) and outcome.steps:
+                await log.awarning("the forward pass gave way", job_key=run.key, steps=outcome.steps)
             await self._finish(run, outcome)
 
     async def _announce_start(self, run: Run) -> None:
-        event = announcements.started(run.record, worker=self._settings.worker.name, now=datetime.now(UTC))
+        event = announcements.started(
+            run.record, worker=self._settings.worker.name, device=self._settings.gpu.device, now=datetime.now(UTC)
+        )
         await publish(self._bus, event.type, encode(event), message_id=f"{run.key}:{run.claim.number}:started")
 
     # While the child works.
@@ -101,6 +105,7 @@ class Runner:
             threads=worker.threads,
             drop_page_cache=worker.drop_page_cache,
             activations=self._settings.forward_options(job.options.model_ref),
+            gpu=self._settings.gpu_options,
         )
         limits = self._settings.jobs
         return await run_child(
@@ -210,13 +215,14 @@ class Runner:
             return
         await self._hand_back(run, delay_seconds=0)
 
-    async def _hand_back(self, run: Run, *, delay_seconds: float) -> None:
+    async def _hand_back(self, run: Run, *, delay_seconds: float, reason: EventError | None = None) -> None:
         now = datetime.now(UTC)
         await asyncio.to_thread(self._completion.clean, run.record.job)
         await self._books.jobs.change(
             run.key, lambda record: lifecycle.handed_back(record, run.claim, now=now) if record else None
         )
-        await log.ainfo("handed back", job_key=run.key)
+        why = {"code": reason.code, "reason": reason.message} if reason else {}
+        await log.ainfo("handed back", job_key=run.key, delay_seconds=delay_seconds, **why)
         await run.delivery.nak(delay_seconds)
 
     async def _discard(self, run: Run) -> None:

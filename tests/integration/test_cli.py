@@ -173,6 +173,7 @@ async def test_output_replaces_no_file_that_is_not_an_artifact(root: Path) -> No
         (("drift", "/nowhere", "/neither"), 1, "error: checkpoint_missing: "),
         (("drift", "/a", "/b", "--metrics", "l3"), 2, "error: usage: metric 'l3' is not known"),
         (("analyze",), 2, "error: usage: Missing argument"),
+        (("analyze", "/x", "--device", "tpu"), 2, "error: usage: device 'tpu' is not known; use auto, cpu, cuda"),
         (("excavate",), 2, "error: usage: No such command"),
         (("analyze", "/x", "--config", "/none.toml"), 2, "error: setting_invalid: "),
         (("request", "--step", "1"), 2, "error: usage: hero and campaign are unknown"),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from archaeologist.api import known_metrics, layer_stats_job, raise_coded
+from archaeologist.api import known_device, known_metrics, layer_stats_job, raise_coded
 from archaeologist.errors import CheckpointError, InternalError, PermanentError, ShardMissing, UsageError
 from contracts.messages import EventError
 from tests.fixtures.checkpoints import write_checkpoint
@@ -33,6 +33,17 @@ def test_metrics_are_taken_once_in_the_order_of_job_keys() -> None:
 def test_metrics_that_are_not_known_are_refused_with_the_known(names: list[str]) -> None:
     with pytest.raises(UsageError, match="l2, cosine, frobenius"):
         known_metrics(names)
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "cuda:1"])
+def test_devices_are_known_by_torchs_names(name: str) -> None:
+    assert known_device(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "cuda:", "cuda:x", "cuda\n", "CPU"])
+def test_a_device_that_is_not_known_is_refused_with_the_known(name: str) -> None:
+    with pytest.raises(UsageError, match="auto, cpu, cuda or cuda:N"):
+        known_device(name)
 
 
 def test_an_edited_probe_set_makes_another_job(tmp_path: Path) -> None:

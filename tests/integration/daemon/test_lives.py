@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from msgspec.structs import replace
+from structlog.testing import capture_logs
 
 from archaeologist.artifacts.store import read_layer_stats, temporary_path, write_whole
 from archaeologist.bus.log import find_message
 from archaeologist.daemon import control, lifecycle
 from archaeologist.daemon.admission import Admission
 from archaeologist.daemon.lifecycle import Claim
+from archaeologist.settings import GpuSettings
 from contracts import subjects
 from contracts.messages import AnalysisRequested, CampaignId, HeroId, RequestId, Succeeded, encode
 from contracts.records import JobRecord, RequestRecord
@@ -231,13 +233,20 @@ async def test_a_child_that_cannot_run_now_is_tried_again_and_counts_as_no_attem
 ) -> None:
     with_quick_children(monkeypatch, fate="later")
     house.save(100)
-    async with house.daemon():
-        await house.request("r", checkpoint_step=100)
-        await house.until_event(of("r", "started"))
-        monkeypatch.setenv("CHILD_FATE", "succeed")
-        _, job = await house.until_ended("r")
+    house.settings = replace(house.settings, gpu=GpuSettings(device="cuda", when_full="wait"))
+    with capture_logs() as log:
+        async with house.daemon():
+            await house.request("r", checkpoint_step=100)
+            started = await house.until_event(of("r", "started"))
+            monkeypatch.setenv("CHILD_FATE", "succeed")
+            _, job = await house.until_ended("r")
+    assert started.data["device"] == "cuda"
     assert job is not None
     assert (job.state, job.attempt, job.lost_workers) == ("done", 1, 0)
+    back = next(entry for entry in log if entry["event"] == "handed back")
+    assert (back["code"], back["delay_seconds"]) == ("gpu_memory_short", house.settings.jobs.retry_delay_seconds)
+    gave_way = next(entry for entry in log if entry["event"] == "the forward pass gave way")
+    assert gave_way["steps"] == ("out of GPU memory at 1024 tokens a batch: 512",)
 
 
 async def test_a_queued_job_is_cancelled_at_once_and_never_runs(house: House) -> None:

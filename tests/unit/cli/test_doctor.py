@@ -6,6 +6,7 @@ import pytest
 
 from archaeologist.bus.health import Health
 from archaeologist.cli.doctor import GIB, Check, Status, disk, libraries, link, server
+from contracts.messages import GpuOptions
 
 WORKING = {"numba": "0.68", "torch": "2.13", "transformers": "5.2", "cuda": None}
 
@@ -20,22 +21,47 @@ def test_little_room_on_the_disk_is_told(free_gib: float, expected: Status) -> N
 
 
 def test_no_gpu_is_all_right() -> None:
-    assert {check.status for check in libraries(WORKING, gpu=None)} == {"ok"}
+    assert {check.status for check in libraries(WORKING, gpu=None, options=GpuOptions())} == {"ok"}
 
 
 def test_a_gpu_that_torch_cannot_use_is_a_warning_with_the_remedy() -> None:
-    checks = list(libraries(WORKING, gpu="RTX 3090"))
+    checks = list(libraries(WORKING, gpu="RTX 3090", options=GpuOptions()))
     assert status(checks, "gpu") == "warning"
     assert "CUDA build of torch" in (checks[-1].remedy or "")
 
 
-def test_a_cuda_torch_that_sees_no_gpu_is_a_warning_and_one_that_does_is_not() -> None:
-    assert status(list(libraries({**WORKING, "cuda": "12.8", "sees_gpu": False}, gpu="G")), "gpu") == "warning"
-    assert status(list(libraries({**WORKING, "cuda": "12.8", "sees_gpu": True}, gpu="G")), "gpu") == "ok"
+def test_a_cuda_torch_that_sees_no_gpu_is_a_warning_with_the_remedy() -> None:
+    checks = list(libraries({**WORKING, "cuda": "12.8", "sees_gpu": False}, gpu="G", options=GpuOptions()))
+    assert status(checks, "gpu") == "warning"
+    assert "nvidia-smi" in (checks[-1].remedy or "")
+
+
+@pytest.mark.parametrize(
+    ("free_gb", "options", "expected", "words"),
+    [
+        (20, GpuOptions(), "ok", "20.0 of 24.0 GB free; a job may use 12.0 GB"),
+        (5, GpuOptions(), "ok", "a job may use 3.0 GB"),
+        (1, GpuOptions(), "warning", "a job may use 0.0 GB"),
+        (1, GpuOptions(device="cpu"), "ok", "not used"),
+    ],
+)
+def test_what_a_job_may_use_of_a_gpu_is_told(free_gb: int, options: GpuOptions, expected: Status, words: str) -> None:
+    found = {**WORKING, "cuda": "12.8", "sees_gpu": True, "gpu_bytes": [free_gb * 10**9, 24 * 10**9]}
+    check = list(libraries(found, gpu="G", options=options))[-1]
+    assert (check.name, check.status) == ("gpu", expected)
+    assert words in check.message
+
+
+def test_a_gpu_whose_memory_cannot_be_asked_for_is_a_warning() -> None:
+    found = {**WORKING, "cuda": "12.8", "sees_gpu": True, "gpu_trouble": "CUDA error: out of memory"}
+    check = list(libraries(found, gpu="G", options=GpuOptions()))[-1]
+    assert (check.status, "out of memory" in check.message) == ("warning", True)
 
 
 def test_without_numba_nothing_works_and_without_torch_much_does() -> None:
-    checks = list(libraries({**WORKING, "numba": "!ImportError: x", "torch": "!ImportError: y"}, gpu=None))
+    checks = list(
+        libraries({**WORKING, "numba": "!ImportError: x", "torch": "!ImportError: y"}, gpu=None, options=GpuOptions())
+    )
     assert status(checks, "numba") == "error"
     assert status(checks, "torch") == "warning"
 
