@@ -21,7 +21,7 @@ from msgspec import Struct
 from torch import nn
 
 from archaeologist.errors import DeviceUnavailable, GpuMemoryShort
-from archaeologist.excavation.forward.model import Skeleton, Unit
+from archaeologist.excavation.forward.model import Skeleton, Unit, hidden_size
 from archaeologist.excavation.forward.way import Way
 from contracts.messages import GpuOptions
 
@@ -61,9 +61,9 @@ class Need(Struct, frozen=True):
 class Choice(Struct, frozen=True, kw_only=True):
     """Where the model runs."""
 
-    cells: int
-    """Of a batch at most."""
     reason: str
+    cells: int | None = None
+    """Of a batch at most; None: as many as ever."""
     gpu: Gpu | None = None
     """None: the CPU."""
     room_bytes: int = 0
@@ -78,16 +78,15 @@ def decide(options: GpuOptions, gpu: Gpu | None, needs: Sequence[Need], *, way: 
     Args:
         options: The settings.
         gpu: The one that the settings mean; None: there is none, or it was not looked for.
-        needs: By cells of a batch, from many to few.
+        needs: By cells of a batch, from many to few; none where there is no GPU.
         way: What earlier tries have left.
 
     Raises:
         DeviceUnavailable: The settings insist on a GPU that cannot be used.
         GpuMemoryShort: Not now, and the settings say to wait. What would not fit if the GPU were empty never waits.
     """
-    most = needs[0].cells
     if way.is_on_cpu or options.device == "cpu":
-        return Choice(cells=most, reason="as set", steps=way.steps)
+        return Choice(reason="as set", steps=way.steps)
     if gpu is None or gpu.trouble is not None:
         reason = "torch sees no such GPU" if gpu is None else f"nothing runs on {gpu.name}: {gpu.trouble}"
         if options.device != "auto":
@@ -96,12 +95,12 @@ def decide(options: GpuOptions, gpu: Gpu | None, needs: Sequence[Need], *, way: 
                 ' GPU, or set gpu.device = "auto"'
             )
             raise DeviceUnavailable(msg)
-        return Choice(cells=most, reason=reason, steps=(*way.steps, *([f"{reason}: the CPU"] if gpu else [])))
+        return Choice(reason=reason, steps=(*way.steps, *([f"{reason}: the CPU"] if gpu else [])))
     allowed = [need for need in needs if way.cells is None or need.cells <= way.cells]
-    return _fitting(options, gpu, allowed, way=way, most=most)
+    return _fitting(options, gpu, allowed, way=way)
 
 
-def _fitting(options: GpuOptions, gpu: Gpu, needs: Sequence[Need], *, way: Way, most: int) -> Choice:
+def _fitting(options: GpuOptions, gpu: Gpu, needs: Sequence[Need], *, way: Way) -> Choice:
     room = options.room_bytes(total_bytes=gpu.total_bytes, free_bytes=gpu.free_bytes)
     said = f"{_gb(room)} of {gpu.name} may be used"
     for need in needs:
@@ -116,7 +115,7 @@ def _fitting(options: GpuOptions, gpu: Gpu, needs: Sequence[Need], *, way: Way, 
             f' {options.reserve_mb} stay so); tried again later, or set gpu.when_full = "cpu"'
         )
         raise GpuMemoryShort(msg)
-    return Choice(cells=most, reason=reason, steps=(*way.steps, f"{reason}: the CPU"))
+    return Choice(reason=reason, steps=(*way.steps, f"{reason}: the CPU"))
 
 
 def after_shortage(choice: Choice, options: GpuOptions, needs: Sequence[Need]) -> Way:
@@ -126,7 +125,7 @@ def after_shortage(choice: Choice, options: GpuOptions, needs: Sequence[Need]) -
         GpuMemoryShort: The batches cannot be smaller, others hold memory that may become free, and the settings say to
             wait for it.
     """
-    smaller = next((need.cells for need in needs if need.cells < choice.cells), None)
+    smaller = next((need.cells for need in needs if choice.cells is not None and need.cells < choice.cells), None)
     gone = f"out of GPU memory at {choice.cells} tokens a batch"
     if smaller is not None:
         return Way(cells=smaller, steps=(*choice.steps, f"{gone}: {smaller}"))
@@ -179,7 +178,7 @@ def needed_bytes(models: Sequence[Skeleton], batches: Sequence[tuple[int, int]],
     cells = [sequences * positions for sequences, positions in batches]
     squares = [sequences * positions**2 for sequences, positions in batches]
     held = sum(
-        (HELD * sum(cells) * _hidden_size(model) + sum(squares)) * model.dtype.itemsize + _resident(model)
+        (HELD * sum(cells) * hidden_size(model) + sum(squares)) * model.dtype.itemsize + _resident(model)
         for model in models
     )
     working = max(_working(model, cells=max(cells), square=max(squares)) for model in models)
@@ -190,9 +189,9 @@ def needed_bytes(models: Sequence[Skeleton], batches: Sequence[tuple[int, int]],
 
 def _working(model: Skeleton, *, cells: int, square: int) -> int:
     widest = max(sum(_width(module, values) for module, values in _parameters(unit)) for unit in model.units.values())
-    config = model.model.config
+    config = model.model.config.get_text_config()
     heads = 0 if config._attn_implementation == "sdpa" else getattr(config, "num_attention_heads", 1)  # noqa: SLF001 - nowhere else to read
-    return WORKING_BYTES * (cells * (widest + 2 * _hidden_size(model)) + 2 * heads * square)
+    return WORKING_BYTES * (cells * (widest + 2 * hidden_size(model)) + 2 * heads * square)
 
 
 def _width(module: nn.Module, values: torch.Tensor) -> int:
@@ -220,10 +219,6 @@ def _head(model: Skeleton, *, positions: int) -> int:
 def _resident(model: Skeleton) -> int:
     """Weights that are in place from the start, of a model that is loaded whole."""
     return sum(parameter.nbytes for parameter in model.model.parameters() if not parameter.is_meta)
-
-
-def _hidden_size(model: Skeleton) -> int:
-    return int(model.model.config.hidden_size)
 
 
 def _parameters(unit: Unit) -> Iterator[tuple[nn.Module, torch.Tensor]]:

@@ -136,6 +136,11 @@ def has_head(config: PreTrainedConfig) -> bool:
     return bool(causal) and (not names or names[0] == causal)
 
 
+def hidden_size(model: Skeleton) -> int:
+    """Channels of a hidden state; of the text's part, where a model sees images too."""
+    return int(model.model.config.get_text_config().hidden_size)
+
+
 def _config(folder: Path) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

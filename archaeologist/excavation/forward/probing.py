@@ -168,14 +168,15 @@ class Probing:
         """Where the models run and in which batches."""
         device.give_back()  # what an earlier try left
         lengths = [len(ids) for ids in self._tokens.ids]
-        self._needs = tuple(
-            device.Need(cells, device.needed_bytes(models, _shapes(lengths, cells), head_positions=HEAD_POSITIONS))
-            for cells in batch_limits(lengths)
-        )
         wanted = self._gpu_options.device
         gpu = None if way.is_on_cpu or wanted == "cpu" else device.look(wanted)
+        self._needs = tuple(
+            device.Need(cells, device.needed_bytes(models, _shapes(lengths, cells), head_positions=HEAD_POSITIONS))
+            for cells in (batch_limits(lengths) if gpu else ())
+        )
         self._choice = device.decide(self._gpu_options, gpu, self._needs, way=way)
-        self._tokens = replace(self._tokens, batches=batched(lengths, cells=self._choice.cells))
+        if self._choice.cells is not None:
+            self._tokens = replace(self._tokens, batches=batched(lengths, cells=self._choice.cells))
         self._device = device.claim(self._choice)
         where = self._choice.gpu.device if self._choice.gpu else "cpu"
         sys.stderr.write(f"the model runs on {where}: {self._choice.reason}\n")

@@ -25,7 +25,7 @@ from archaeologist.checkpoints.reader import Reader
 from archaeologist.excavation.forward.ahead import Copied, Copier
 from archaeologist.excavation.forward.device import is_shortage
 from archaeologist.excavation.forward.lanes import Lanes
-from archaeologist.excavation.forward.model import DTYPES, Skeleton, Slot, Unit
+from archaeologist.excavation.forward.model import DTYPES, Skeleton, Slot, Unit, hidden_size
 from archaeologist.excavation.forward.stepper import Stepper
 from archaeologist.excavation.walk import BlockResult
 
@@ -186,7 +186,7 @@ class Side:
             yield unit.module.register_forward_hook(self._keeping(unit.name))
             for name, child in unit.module.named_children():
                 part = SUBMODULES.get(name)
-                if part == "mlp" and (down := _down_projection(child, self.model.model.config.hidden_size)) is not None:
+                if part == "mlp" and (down := _down_projection(child, hidden_size(self.model))) is not None:
                     yield down.register_forward_pre_hook(self._measuring(f"{unit.name}/neurons"))
                 if part is not None and has_submodules:
                     yield child.register_forward_hook(self._keeping(f"{unit.name}/{part}"))
@@ -383,14 +383,14 @@ class Lockstep:
         )
 
 
-def _down_projection(mlp: nn.Module, hidden_size: int) -> nn.Module | None:
+def _down_projection(mlp: nn.Module, width: int) -> nn.Module | None:
     """The matrix that takes the neurons back to the residual stream: its input is what they say.
 
-    The last one that gives ``hidden_size`` channels; a router of experts gives another number.
+    The last one that gives ``width`` channels; a router of experts gives another number.
     """
     widths = {child: _output_width(child) for child in mlp.children()}
     matrices = [child for child, width in widths.items() if width is not None]
-    return matrices[-1] if len(matrices) > 1 and widths[matrices[-1]] == hidden_size else None
+    return matrices[-1] if len(matrices) > 1 and widths[matrices[-1]] == width else None
 
 
 def _output_width(module: nn.Module) -> int | None:
