@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from archaeologist.checkpoints.fingerprint import fingerprint
 from archaeologist.checkpoints.index import read_index
@@ -254,6 +254,21 @@ def test_a_model_that_cannot_be_streamed_is_loaded_whole_and_says_so(tmp_path: P
     assert "no tensor is stored for" in (artifact.forward.reason or "")
     assert "model.layers.2" in artifact.activation_stats
     assert artifact.output_stats is not None
+
+
+def test_a_model_that_sees_images_too_is_run_on_texts(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    part = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(
+        "gemma3",
+        text_config={**part, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCABULARY},
+        vision_config={**part, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+    )
+    made: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    artifact = analysed(checkpoint(tmp_path / "1", made))
+    assert artifact.not_computed == {}
+    assert artifact.activation_stats["model.language_model.layers.1"].neurons == 64
 
 
 def test_nan_weights_in_the_middle_give_counts_and_a_critical_alert(tmp_path: Path) -> None:
