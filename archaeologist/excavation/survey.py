@@ -8,6 +8,7 @@ import contextlib
 import platform
 import sys
 import time
+import traceback
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -194,6 +195,9 @@ def _probing(
         raise
     except ArchaeologistError as error:
         return None, Found(not_computed={"activations": f"{error.code}: {error}"})
+    except Exception as error:  # noqa: BLE001 - a model's own code runs here: weights and drift are delivered
+        traceback.print_exc()
+        return None, Found(not_computed={"activations": f"the model failed: {type(error).__name__}: {error}"})
     return files.enter_context(probing), None
 
 

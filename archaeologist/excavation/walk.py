@@ -29,8 +29,8 @@ Bytes = npt.NDArray[np.uint8]
 
 READ: Final = 1 << 19
 """Values read at a time. A multiple of the kernel's piece; with fewer the threads wait more for the interpreter."""
-AHEAD: Final = 2
-"""Blocks whose bytes are in memory at once, where they are kept."""
+AHEAD_BYTES: Final = 1 << 27
+"""Of the next block, read while the present one's bytes are in use: enough to keep the threads busy meanwhile."""
 MAX_THREADS: Final = 16
 """When the number is not given: more threads than this wait for memory, and each holds buffers."""
 PROGRESS_SECONDS: Final = 0.5
@@ -58,6 +58,27 @@ def thread_count(asked: int) -> int:
     return asked or min(len(os.sched_getaffinity(0)), MAX_THREADS)
 
 
+class _Room:
+    """Memory that may be held; one thread takes and another gives back."""
+
+    def __init__(self, size: int) -> None:
+        """So many bytes."""
+        self._free = size
+        self._changed = threading.Condition()
+
+    def take(self, size: int) -> None:
+        """Waits until there are so many."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= size)
+            self._free -= size
+
+    def give(self, size: int) -> None:
+        """They are free again."""
+        with self._changed:
+            self._free += size
+            self._changed.notify_all()
+
+
 class Walk:
     """A walk over the checkpoints of a plan; iterate over ``blocks`` once."""
 
@@ -81,7 +102,8 @@ class Walk:
             reference: The reference's, where the plan has one.
             threads: 0: one for each core.
             has_sketch: Whether sketches are made.
-            kept_blocks: Names of blocks that come with their bytes; at most ``AHEAD`` of them are in memory.
+            kept_blocks: Names of blocks that come with their bytes. In memory are one block and ``AHEAD_BYTES`` of the
+                next.
             on_progress: Called in the iterating thread after each block, and twice a second.
             read_values: Values read at a time, a multiple of the kernel's piece; it changes no result.
         """
@@ -94,7 +116,8 @@ class Walk:
         self._read_values = read_values
         self._kept: dict[str, tuple[Bytes, Bytes]] = {}
         self._spare: dict[int, list[Bytes]] = {}
-        self._room = threading.Semaphore(AHEAD)
+        largest = max((_size_bytes(block) for block in plan.blocks if block.name in kept_blocks), default=0)
+        self._room = _Room(largest + min(largest, AHEAD_BYTES))
         self._segments = self._cut()
         self._cutting, self._lock = threading.Lock(), threading.Lock()
         self._results: queue.SimpleQueue[TensorResult | BaseException] = queue.SimpleQueue()
@@ -130,11 +153,11 @@ class Walk:
                 kept = self._with_bytes(result)
                 yield kept
                 self._give_back(kept)
-                self._room.release()
+                self._room.give(_size_bytes(block))
             self._report(len(self._plan.blocks))
         finally:
             self._is_over.set()
-            self._room.release(len(self._plan.blocks))
+            self._room.give(self._plan.size_bytes)
             for thread in self._threads:
                 thread.join()
 
@@ -159,7 +182,7 @@ class Walk:
         )
 
     def _give_back(self, result: BlockResult) -> None:
-        """Blocks are alike: the next but one takes these buffers; fresh memory costs as much as reading into it."""
+        """Blocks are alike: the next ones take these buffers; fresh memory costs as much as reading into it."""
         self._spare.clear()
         for buffer in (*result.target.values(), *result.reference.values()):
             self._spare.setdefault(buffer.size, []).append(buffer)
@@ -188,10 +211,9 @@ class Walk:
         """Every segment of every tensor, in the order of the walk; a tensor without values gives its result at once."""
         for block in self._plan.blocks:
             is_kept = block.name in self._kept_blocks
-            if is_kept:
-                self._room.acquire()
             for pair in block.pairs:
                 if is_kept:
+                    self._room.take(pair.size_bytes)
                     other = pair.reference.size if pair.reference else 0
                     self._kept[pair.target.name] = self._buffer(pair.target.size), self._buffer(other)
                 tally = Tally(pair, has_sketch=self._has_sketch)
@@ -259,6 +281,10 @@ class Walk:
             return self._read(self._reference, entry, start, stop, into)
         except CheckpointError as error:
             raise ReferenceUnreadableError from error
+
+
+def _size_bytes(block: PlannedBlock) -> int:
+    return sum(pair.size_bytes for pair in block.pairs)
 
 
 def _window(kept: Bytes, entry: TensorEntry, start: int) -> Bytes:

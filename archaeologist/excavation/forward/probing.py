@@ -178,8 +178,9 @@ class Probing:
         if self._choice.cells is not None:
             self._tokens = replace(self._tokens, batches=batched(lengths, cells=self._choice.cells))
         self._device = device.claim(self._choice)
-        where = self._choice.gpu.device if self._choice.gpu else "cpu"
-        sys.stderr.write(f"the model runs on {where}: {self._choice.reason}\n")
+        if gpu is not None:
+            where = self._choice.gpu.device if self._choice.gpu else "cpu"
+            sys.stderr.write(f"the model runs on {where}: {self._choice.reason}\n")
 
     @contextlib.contextmanager
     def _falling_back(self) -> Iterator[None]:
