@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple, NoReturn, TypeVar, get_args
 
 import msgspec
 
+from archaeologist.analyses import known_analyses
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.artifacts.store import put_in_place, read_artifact, temporary_path
 from archaeologist.checkpoints.fingerprint import fingerprint
@@ -89,6 +90,7 @@ def analyze(  # noqa: PLR0913 -- the options of the command, all by keyword
     tokenizer: str | Path | None = None,
     submodules: bool = False,
     device: str = "auto",
+    analyses: Iterable[str] = (),
     threads: int = 0,
     output: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -109,6 +111,7 @@ def analyze(  # noqa: PLR0913 -- the options of the command, all by keyword
         submodules: Activation statistics of the outputs of attention and MLP too.
         device: Where the model runs: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``. ``auto`` is the first GPU where it has
             room, else the CPU; half of its memory is used at most.
+        analyses: Optional ones by name: ``spectra``, ``attention``, ``generations``, ``htsr``.
         threads: 0: one for each core.
         output: A folder: the artifact is written there as ``ckpt-{step:06d}.layer_stats.json``, the checkpoint's sketch
             beside it as ``ckpt-{step:06d}.sketch.safetensors``. None: nothing is written.
@@ -116,6 +119,7 @@ def analyze(  # noqa: PLR0913 -- the options of the command, all by keyword
         cache: Folder of the compiled kernels; by default the user's cache.
 
     Raises:
+        AnalysisUnknown: One of ``analyses`` is not known.
         ArchaeologistError: The checkpoint cannot be read or analysed; its class and ``code`` say why.
     """
     job = layer_stats_job(
@@ -126,6 +130,7 @@ def analyze(  # noqa: PLR0913 -- the options of the command, all by keyword
         probes=probes,
         probes_folder=probes_folder,
         max_probe_tokens=max_probe_tokens,
+        analyses=analyses,
     )
     options = ForwardOptions(
         probes_folder=str(probes_folder) if probes_folder else None,
@@ -186,10 +191,12 @@ def layer_stats_job(
     probes: str = DEFAULT_PROBES,
     probes_folder: str | Path | None = None,
     max_probe_tokens: int = MAX_PROBE_TOKENS,
+    analyses: Iterable[str] = (),
 ) -> Job:
     """The job that ``analyze`` runs: the daemon's own, without a queue. Reads both checkpoints' headers.
 
     Raises:
+        AnalysisUnknown: One of ``analyses`` is not known.
         CheckpointError: One cannot be read, with the code that says why.
     """
     options = JobOptions(
@@ -202,6 +209,7 @@ def layer_stats_job(
         max_probe_tokens=max_probe_tokens if compute_activations else None,
         model_ref=model_ref,
         metrics=known_metrics(DEFAULT_METRICS),
+        analyses=known_analyses(analyses),
     )
     return _job(
         "layer_stats", target=side(checkpoint), reference=side(reference) if reference else None, options=options

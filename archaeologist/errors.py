@@ -49,6 +49,12 @@ class JobTypeUnknown(PermanentError):
     code = "job_type_unknown"
 
 
+class AnalysisUnknown(PermanentError):
+    """An optional analysis is none of the known ones."""
+
+    code = "analysis_unknown"
+
+
 class StepUnknown(PermanentError):
     """Neither message, folder name nor trainer_state.json gives the step."""
 

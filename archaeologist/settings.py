@@ -15,7 +15,8 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
-from archaeologist.errors import SettingInvalid
+from archaeologist.analyses import known_analyses
+from archaeologist.errors import AnalysisUnknown, SettingInvalid
 from contracts.messages import (
     DEFAULT_PROBES,
     DEVICE_PATTERN,
@@ -86,6 +87,8 @@ class PolicySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     base: str | None = None
     """Path of the base checkpoint, for reference ``base``."""
     compute_activations: bool = True
+    analyses: tuple[str, ...] = ()
+    """Optional ones by name."""
 
 
 class CampaignSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -99,6 +102,7 @@ class CampaignSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     best: BestReference | None = None
     base: str | None = None
     compute_activations: bool | None = None
+    analyses: tuple[str, ...] | None = None
 
 
 class PinSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -349,7 +353,10 @@ def _put(values: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
 def _check(values: dict[str, Any], *, where: str) -> Settings:
     try:
         # Lax, because an environment variable is text: "1" for 1, "true" for true.
-        return msgspec.convert(values, Settings, strict=False)
-    except msgspec.ValidationError as error:
+        settings = msgspec.convert(values, Settings, strict=False)
+        for names in (settings.policy.analyses, *(own.analyses for own in settings.campaigns.values())):
+            known_analyses(names or ())
+    except (msgspec.ValidationError, AnalysisUnknown) as error:
         msg = f"setting in {where}: {error}; see docs/settings.md for the known names and values"
         raise SettingInvalid(msg) from error
+    return settings

@@ -47,6 +47,8 @@ Priority = Literal["low", "normal", "high"]
 ReferencePolicy = Literal["none", "previous", "base", "best"]
 Severity = Literal["info", "success", "warning", "error"]
 DriftMetric = Literal["l2", "cosine", "frobenius"]
+Analysis = Literal["spectra", "attention", "generations", "htsr"]
+AnalysisName = Annotated[str, Meta(description="spectra, attention, generations or htsr; another one is refused.")]
 
 
 class CheckpointSaved(Struct, frozen=True, kw_only=True):
@@ -109,6 +111,8 @@ class AnalysisRequested(Struct, frozen=True, kw_only=True):
     max_probe_tokens: Annotated[int, Meta(ge=1, le=10**7)] | None = None
     compute_activations: bool = True
     compute_drift: bool | None = None
+    analyses: Annotated[list[AnalysisName], Meta(max_length=16)] | None = None
+    """Optional analyses of a ``layer_stats`` job by name; left out: those of the policy."""
 
     base_checkpoint_path: PathText | None = None
     base_checkpoint_step: Step | None = None
@@ -141,6 +145,8 @@ class JobOptions(Struct, frozen=True, kw_only=True):
     model_ref: str | None = None
     metrics: tuple[DriftMetric, ...] = ("l2", "cosine")
     output_path: str | None = None
+    analyses: tuple[Analysis, ...] = ()
+    """Optional ones, sorted, each once."""
 
 
 class Job(Struct, frozen=True, kw_only=True):

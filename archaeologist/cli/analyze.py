@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from archaeologist.cli.options import AsJson, Config, read_settings
+from archaeologist.cli.options import Analyses, AsJson, Config, read_settings
 
 if TYPE_CHECKING:
     from archaeologist.api import Excavated
@@ -41,6 +41,7 @@ def analyze(  # noqa: PLR0917 -- the options of the command
         str | None,
         typer.Option("--device", help="auto, cpu, cuda or cuda:N; as set in gpu.device.", metavar="NAME"),
     ] = None,
+    analyses: Analyses = None,
     as_json: AsJson = False,
     output: Annotated[
         Path | None,
@@ -65,6 +66,7 @@ def analyze(  # noqa: PLR0917 -- the options of the command
         probes=probes or settings.activations.probes,
         probes_folder=options.probes_folder,
         max_probe_tokens=max_probe_tokens or settings.activations.max_probe_tokens,
+        analyses=settings.policy.analyses if analyses is None else analyses,
     )
     if tokenizer is not None:
         options = replace(options, tokenizer_path=str(tokenizer))

@@ -24,6 +24,29 @@ NatsUrl = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, for scripts.")]
 
 
+def _known(names: list[str] | None) -> list[str] | None:
+    from archaeologist.analyses import known_analyses
+    from archaeologist.errors import AnalysisUnknown, UsageError
+
+    try:
+        known_analyses(names or ())
+    except AnalysisUnknown as error:
+        msg = f"--with: {error}"
+        raise UsageError(msg) from error
+    return names
+
+
+Analyses = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with",
+        help="Optional: spectra, attention, generations, htsr; may be repeated. Default: policy.analyses.",
+        metavar="NAME",
+        callback=_known,
+    ),
+]
+
+
 def read_settings(
     *, config: Path | None = None, root: Path | None = None, nats_url: str | None = None, is_service: bool = False
 ) -> "Settings":

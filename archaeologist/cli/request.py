@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, get_args
 
 import typer
 
-from archaeologist.cli.options import AsJson, Config, NatsUrl, Root, read_settings
+from archaeologist.cli.options import Analyses, AsJson, Config, NatsUrl, Root, read_settings
 
 if TYPE_CHECKING:
     from archaeologist.artifacts.paths import CampaignFolder
@@ -67,6 +67,7 @@ def request(
     priority: Annotated[str, typer.Option("--priority", help="low, normal or high.")] = "normal",
     force: Annotated[bool, typer.Option("--force", help="Run again although the same job is done.")] = False,
     activations: Annotated[bool, typer.Option("--activations/--no-activations")] = True,
+    analyses: Analyses = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow until the end; exit 1 if there is no artifact.")] = False,
     as_json: AsJson = False,
     config: Config = None,
@@ -86,6 +87,7 @@ def request(
         "priority": one_of("--priority", priority, subjects.PRIORITIES),
         "force": force or None,
         "compute_activations": None if activations else False,
+        "analyses": analyses or None,
         "metrics": [name.strip() for name in metrics.split(",")] if metrics else None,
         **side_fields("reference_checkpoint", reference, policies=True),
         **side_fields("base_checkpoint", base),

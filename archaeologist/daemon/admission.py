@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 import structlog
 from msgspec.structs import replace
 
+from archaeologist.analyses import known_analyses
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.daemon import lifecycle, locating, policy
 from archaeologist.daemon.books import Books, campaign_key
@@ -132,6 +133,8 @@ class Admission:
         wants_activations = request.compute_activations and not is_drift
         activations = self._settings.activations
         probes = request.probe_dataset or activations.probes
+        rules = self._settings.policy_for(request.hero_id, request.campaign_id)
+        analyses = rules.analyses if request.analyses is None else request.analyses
         return JobOptions(
             compute_activations=wants_activations,
             compute_drift=has_reference,
@@ -142,6 +145,7 @@ class Admission:
             model_ref=request.model_ref,
             metrics=metrics,
             output_path=output,
+            analyses=() if is_drift else known_analyses(analyses),
         )
 
     # The reference.

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from archaeologist.analyses import known_analyses
 from archaeologist.errors import JobTypeUnknown, MessageInvalid, MessageMalformed, PermanentError
 from contracts import subjects
 from contracts.messages import AnalysisRequested, CheckpointSaved, RequestId, RequestIdText, SkillEvaluated
@@ -30,6 +31,7 @@ def decode(subject: str, body: bytes) -> Message:
         MessageMalformed: Not a JSON object, too large, too deep, not UTF-8.
         MessageInvalid: A field is missing, has the wrong type or breaks a rule.
         JobTypeUnknown: ``job_type`` is none of the known.
+        AnalysisUnknown: One of ``analyses`` is none of the known.
     """
     fields = _json_object(body)
     if subject == subjects.ANALYSIS_REQUESTED:
@@ -42,6 +44,7 @@ def decode(subject: str, body: bytes) -> Message:
         raise MessageInvalid(msg) from error
     if isinstance(message, AnalysisRequested):
         _check_completeness(message)
+        _check_analyses(message)
     return message
 
 
@@ -114,6 +117,12 @@ def _check_completeness(request: AnalysisRequested) -> None:
         if getattr(request, f"{side}_path") is None and getattr(request, f"{side}_step") is None:
             msg = f"{request.job_type} without {side}_path; give {side}_path or {side}_step"
             raise MessageInvalid(msg)
+
+
+def _check_analyses(request: AnalysisRequested) -> None:
+    if known_analyses(request.analyses or ()) and request.job_type != "layer_stats":
+        msg = f"{request.job_type} takes no analyses and got {request.analyses}; ask layer_stats for them"
+        raise MessageInvalid(msg)
 
 
 def _shown(body: bytes) -> str:

@@ -53,6 +53,7 @@ def test_everything_that_changes_the_result_changes_the_key() -> None:
         key(reference=replace(REFERENCE, fingerprint="z")),
         key(options=JobOptions(compute_activations=False)),
         key(options=JobOptions(metrics=("cosine",))),
+        key(options=JobOptions(analyses=("spectra",))),
         key(target=REFERENCE, reference=TARGET),
     ]
     assert len(set(keys)) == len(keys)

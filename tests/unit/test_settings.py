@@ -171,6 +171,8 @@ def test_a_file_in_the_current_folder_is_found(tmp_path: Path, monkeypatch: pyte
         ("[gpu]\nreserve_mb = -1\n", "gpu.reserve_mb"),
         ('[gpu]\nwhen_full = "fail"\n', "gpu.when_full"),
         ("[campaigns.dio]\nroots = 1\n", "roots"),
+        ('[policy]\nanalyses = ["htsr", "speed"]\n', "'speed' is not known; use any of spectra, attention"),
+        ('[campaigns.dio]\nanalyses = ["speed"]\n', "'speed' is not known; use any of spectra, attention"),
         ("root = [\n", "TOML"),
         ('root = "\udcff"\n', "TOML"),
     ],
@@ -213,6 +215,17 @@ def test_a_campaign_overrides_its_hero_and_a_hero_the_policy(tmp_path: Path) -> 
     assert settings.policy_for("other", "first") == PolicySettings()
     assert settings.policy_for("dio", "second") == PolicySettings(every=3, base="/b")
     assert settings.policy_for("dio", "first") == PolicySettings(every=1, base="/b")
+
+
+def test_a_campaign_may_switch_analyses_on_and_off(tmp_path: Path) -> None:
+    settings = load_text(
+        tmp_path,
+        '[policy]\nanalyses = ["htsr"]\n[campaigns.dio]\nanalyses = []\n'
+        '[campaigns."dio/first"]\nanalyses = ["spectra", "attention"]\n',
+    )
+    assert settings.policy_for("other", "first").analyses == ("htsr",)
+    assert settings.policy_for("dio", "second").analyses == ()
+    assert settings.policy_for("dio", "first").analyses == ("spectra", "attention")
 
 
 def test_an_override_may_switch_something_off(tmp_path: Path) -> None:

@@ -50,6 +50,39 @@ async def test_every_third_checkpoint_is_analysed_and_the_others_are_skipped_wit
     assert sorted(path.name for path in house.folder.pins.iterdir() if "20-" in path.name) == []
 
 
+async def test_an_automatic_analysis_has_the_policys_options_and_a_request_its_own(house: House) -> None:
+    under(house, PolicySettings(analyses=("spectra", "htsr"), compute_activations=False))
+    house.save(10)
+    async with house.daemon():
+        _, automatic = await announced(house, 10)
+        jobs: list[JobRecord | None] = []
+        for analyses in (["htsr", "spectra"], [], ["htsr", "htsr"]):
+            request_id = f"r{len(jobs)}"
+            await house.say(
+                "analysis.requested",
+                checkpoint_step=10,
+                request_id=request_id,
+                compute_activations=False,
+                analyses=analyses,
+            )
+            jobs.append((await house.until_ended(request_id))[1])
+    assert automatic is not None
+    assert automatic.job.options.analyses == ("htsr", "spectra")
+    assert [job.job.options.analyses for job in jobs if job] == [("htsr", "spectra"), (), ("htsr",)]
+    assert jobs[0] is not None
+    assert jobs[0].job.job_key == automatic.job.job_key
+
+
+async def test_an_unknown_analysis_is_refused_with_the_known_ones(house: House) -> None:
+    async with house.daemon():
+        await house.say("analysis.requested", checkpoint_step=10, request_id="r1", analyses=["speed"])
+        request, job = await house.until_ended("r1")
+    assert (request.state, job) == ("refused", None)
+    assert request.error is not None
+    assert request.error.code == "analysis_unknown"
+    assert "spectra, attention, generations, htsr" in request.error.message
+
+
 async def test_an_unwanted_checkpoint_may_be_gone_by_the_time_it_is_heard_of(house: House) -> None:
     under(house, PolicySettings(every=3))
     house.save(10)

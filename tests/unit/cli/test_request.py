@@ -112,6 +112,7 @@ def test_what_is_not_said_is_not_sent() -> None:
         {},
         {"job_type": "layer_drift", "base_checkpoint_step": 1},
         {"checkpoint_step": 1, "metrics": ["l7"]},
+        {"checkpoint_step": 1, "analyses": ["speed"]},
     ],
 )
 def test_what_intake_would_refuse_is_not_sent(fields: Fields) -> None:

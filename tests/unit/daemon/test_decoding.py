@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from archaeologist.daemon import announcements, decoding
-from archaeologist.errors import JobTypeUnknown, MessageInvalid, MessageMalformed, PermanentError
+from archaeologist.errors import AnalysisUnknown, JobTypeUnknown, MessageInvalid, MessageMalformed, PermanentError
 from contracts.messages import AnalysisRequested, EventError, RequestId
 from tests.unit.daemon.jobs import NOW
 
@@ -61,6 +61,18 @@ def test_job_type_and_priority_have_defaults_and_unknown_fields_are_ignored() ->
         (body(job_type="layer_magic"), JobTypeUnknown, ["'layer_magic'", "layer_stats, layer_drift"]),
         (body(job_type=["x"]), JobTypeUnknown, ["layer_stats"]),
         (body(job_type="layer_drift", base_checkpoint_step=1), MessageInvalid, ["target_checkpoint_path"]),
+        (body(checkpoint_step=1, analyses="htsr"), MessageInvalid, ["analyses"]),
+        (body(checkpoint_step=1, analyses=["htsr"] * 17), MessageInvalid, ["analyses", "16"]),
+        (
+            body(checkpoint_step=1, analyses=["htsr", "x" * 999]),
+            AnalysisUnknown,
+            [f"'{'x' * 64}'", "spectra, attention, generations, htsr"],
+        ),
+        (
+            body(job_type="layer_drift", base_checkpoint_step=1, target_checkpoint_step=2, analyses=["htsr"]),
+            MessageInvalid,
+            ["['htsr']", "layer_stats"],
+        ),
     ],
 )
 def test_a_bad_message_is_refused_with_value_rule_and_remedy(
