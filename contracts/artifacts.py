@@ -256,6 +256,19 @@ class Alert(Struct, frozen=True, kw_only=True):
     message: str = ""
 
 
+class Spectrum(Struct, frozen=True, kw_only=True):
+    """Singular values of a matrix in four numbers. A rank is from 1, one direction, to the smaller side, all alike."""
+
+    sigma_1: float | None = None
+    """Largest singular value."""
+    stable_rank: float | None = None
+    """Squared Frobenius norm over ``sigma_1`` squared; null where all is 0."""
+    participation_rank: float | None = None
+    """Square of the sum of squared singular values over the sum of their squares."""
+    effective_rank: float | None = None
+    """exp of the entropy of the singular values over their sum."""
+
+
 class TensorDrift(Struct, frozen=True, kw_only=True):
     """Drift of one tensor against the reference. Sums cover the pairs in which both values are finite."""
 
@@ -276,6 +289,8 @@ class TensorDrift(Struct, frozen=True, kw_only=True):
     """Largest absolute change of one value."""
     nonfinite_pairs: int = 0
     """Pairs left out because a side is NaN or infinite."""
+    spectrum: Spectrum | None = None
+    """Of target minus reference, where the analysis ``spectra`` was asked for."""
 
 
 class LayerDriftStats(Struct, frozen=True, kw_only=True):

@@ -58,7 +58,7 @@ def excavate(excavation: Excavation, on_progress: OnProgress) -> tuple[LayerStat
         comparison=found.plan.comparison,
         sketch=_sketch_info(excavation) if found.has_sketch else None,
         device=forward.forward.device if forward.forward else "cpu",
-        not_computed=forward.not_computed,
+        not_computed=forward.not_computed | found.not_computed,
         warnings=(*job.notes, *found.warnings),
         worker=excavation.worker,
         versions=versions(),

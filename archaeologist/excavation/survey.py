@@ -31,6 +31,7 @@ from archaeologist.errors import (
     TemporaryError,
 )
 from archaeologist.excavation.forward.way import GpuGaveUpError, Way
+from archaeologist.excavation.matrices import Matrices
 from archaeologist.excavation.plan import Plan, Ties, find_ties, plan_walk
 from archaeologist.excavation.sketch_file import SketchFile
 from archaeologist.excavation.walk import BlockResult, OnProgress, ReferenceUnreadableError, Walk
@@ -77,6 +78,8 @@ class Survey(Struct, frozen=True, kw_only=True):
     forward: "Found | None" = None
     """What running the model gave; None where that was not asked for."""
     has_sketch: bool = False
+    not_computed: dict[str, str] = {}
+    """Optional analyses of matrices that are missing, and why."""
     warnings: tuple[str, ...] = ()
     timings: dict[str, float] = {}
     """Seconds by stage: load (the compiled code), open (headers, fingerprints, ties), model (building it and reading
@@ -139,18 +142,26 @@ def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgr
         opened = time.perf_counter()
         probing, reason = _probing(excavation, target, theirs, files, way=way)
         built = time.perf_counter()
+        matrices = Matrices(
+            excavation.job.options.analyses,
+            plan,
+            target=target.reader,
+            reference=theirs.reader if theirs else None,
+            threads=excavation.threads,
+        )
         walk = Walk(
             plan,
             target=target.reader,
             reference=theirs.reader if theirs else None,
             threads=excavation.threads,
             has_sketch=excavation.sketch_path is not None,
-            kept_blocks=probing.needed() if probing else (),
+            kept_blocks=matrices.needed() | (probing.needed() if probing else frozenset()),
             on_progress=on_progress,
         )
         # Closed here whoever ends it: the walk's threads read the files, and a sketch is removed after an error.
         walked_blocks = files.enter_context(contextlib.closing(walk.blocks()))
-        blocks = files.enter_context(contextlib.closing(_sketched(walked_blocks, plan, excavation)))
+        sketched = files.enter_context(contextlib.closing(_sketched(walked_blocks, plan, excavation)))
+        blocks = matrices.through(sketched)
         found = _collect(plan, target.index, probing.through(blocks) if probing else blocks)
         walked = time.perf_counter()
         forward = probing.found() if probing else reason
@@ -159,6 +170,8 @@ def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgr
         stages |= {"model": built - opened, "head": time.perf_counter() - walked}
     return replace(
         found,
+        drift=matrices.in_drift(found.drift),
+        not_computed=matrices.not_computed,
         forward=forward,
         has_sketch=excavation.sketch_path is not None,
         warnings=_warnings(found),

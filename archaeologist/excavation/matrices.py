@@ -1,0 +1,207 @@
+"""The optional analyses of single matrices, beside the walk: spectra of the changes.
+
+The bytes are those that the walk keeps of the transformer blocks; embeddings and heads, which it does not keep, are
+read again in slices. What is held of a matrix is its smaller side's Gram matrix and one slice.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+from msgspec.structs import replace
+
+from archaeologist.checkpoints.index import TensorEntry
+from archaeologist.checkpoints.reader import Reader
+from archaeologist.errors import ArchaeologistError
+from archaeologist.excavation.plan import Pair, Plan
+from archaeologist.excavation.tally import WIDTHS
+from archaeologist.excavation.walk import BlockResult, thread_count
+from archaeologist.statistics.spectrum import gram, spectrum
+from contracts.artifacts import LayerDriftStats, Spectrum
+from contracts.messages import Analysis
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float64]
+
+MAX_SIDE: Final = 8192
+"""Of the smaller side. Its Gram matrix is held twice, 1 GB in all, and its eigenvalues take half a minute."""
+_MEMORY: Final = 1 << 30
+"""Bytes of Gram matrices that are held at once: with larger matrices fewer threads work."""
+SLICE_VALUES: Final = 1 << 22
+"""Values decoded at a time: 32 MB as float64."""
+_AXES: Final = 2
+_NAMED: Final = 3
+"""How many names a reason lists."""
+
+
+class UnfitMatrixError(Exception):
+    """A matrix is left out of an analysis; the message says why."""
+
+
+class _Source(Struct, frozen=True, kw_only=True):
+    """Where a matrix's values come from."""
+
+    entry: TensorEntry
+    reader: Reader
+    at_hand: Bytes | None = None
+    """All its bytes, where the walk kept them."""
+
+    def values(self, rows: slice, columns: slice) -> Floats:
+        """A window; either all columns or all rows."""
+        height, width = self.entry.shape
+        if self.at_hand is not None:
+            stored = self.at_hand.reshape(height, width, -1)[rows, columns]
+            return _decoded(np.ascontiguousarray(stored), self.entry.dtype)
+        size = WIDTHS[self.entry.dtype]
+        first, last = rows.start or 0, height if rows.stop is None else rows.stop
+        left, right = columns.start or 0, width if columns.stop is None else columns.stop
+        found = np.empty((last - first, right - left, size), np.uint8)
+        # Whole rows lie one after the other.
+        count = 1 if right - left == width else last - first
+        for part, row in zip(np.split(found, count), range(first, last), strict=False):
+            self.reader.read(self.entry, (row * width + left) * size, part.reshape(-1).data)
+        return _decoded(found, self.entry.dtype)
+
+
+class Matrices:
+    """Looks at each matrix while its bytes are at hand."""
+
+    def __init__(
+        self,
+        analyses: Collection[Analysis],
+        plan: Plan,
+        *,
+        target: Reader,
+        reference: Reader | None = None,
+        threads: int = 0,
+    ) -> None:
+        """Reads nothing yet.
+
+        Args:
+            analyses: Those that were asked for; others than ``spectra`` are somebody else's.
+            plan: The walk's.
+            target: The target's open files.
+            reference: The reference's, where there is one.
+            threads: 0: one for each core. Each matrix is one thread's, so that the number changes no bit.
+        """
+        self.not_computed: dict[str, str] = {}
+        self._plan = plan
+        self._target, self._reference = target, reference
+        self._threads = thread_count(threads)
+        self._has_spectra = "spectra" in analyses and reference is not None
+        self._spectra: dict[str, dict[str, Spectrum]] = {}
+        self._left_out: dict[str, dict[str, list[str]]] = {}
+        if "spectra" in analyses and reference is None:
+            self.not_computed["spectra"] = "there is no reference to take a change from"
+
+    def needed(self) -> frozenset[str]:
+        """The blocks whose bytes the walk must keep."""
+        if not self._has_spectra:
+            return frozenset()
+        return frozenset(
+            block.name
+            for block in self._plan.blocks
+            if block.layer_type == "transformer_block" and any(len(pair.target.shape) == _AXES for pair in block.pairs)
+        )
+
+    def through(self, blocks: Iterator[BlockResult]) -> Iterator[BlockResult]:
+        """The walk's blocks, each after its matrices were looked at."""
+        for block in blocks:
+            if self._has_spectra:
+                self._look(block)
+            yield block
+        for analysis, reasons in self._left_out.items():
+            self.not_computed[analysis] = "; ".join(f"{why}: {_listed(names)}" for why, names in reasons.items())
+
+    def in_drift(self, drift: Mapping[str, LayerDriftStats]) -> dict[str, LayerDriftStats]:
+        """The drift with what was found in its places."""
+        return {
+            name: replace(
+                block,
+                tensors={
+                    within: replace(tensor, spectrum=self._spectra.get(name, {}).get(within))
+                    for within, tensor in block.tensors.items()
+                },
+            )
+            for name, block in drift.items()
+        }
+
+    def _look(self, block: BlockResult) -> None:
+        pairs = [pair for pair in block.block.pairs if len(pair.target.shape) >= _AXES and pair.count]
+        with ThreadPoolExecutor(self._lanes(pairs)) as pool:
+            found = list(pool.map(lambda pair: self._spectrum(pair, block), pairs))
+        for pair, spectrum_or_reason in zip(pairs, found, strict=True):
+            if isinstance(spectrum_or_reason, Spectrum):
+                self._spectra.setdefault(block.block.name, {})[pair.within] = spectrum_or_reason
+            else:
+                self._left_out.setdefault("spectra", {}).setdefault(spectrum_or_reason, []).append(pair.name)
+
+    def _lanes(self, pairs: Sequence[Pair]) -> int:
+        sides = [side for pair in pairs if (side := min(pair.target.shape)) <= MAX_SIDE]
+        return max(1, min(self._threads, _MEMORY // (16 * max(sides, default=1) ** 2)))
+
+    def _spectrum(self, pair: Pair, block: BlockResult) -> Spectrum | str:
+        """Of the change, or why there is none."""
+        try:
+            return spectrum(self._gram_of_change(pair, block))
+        except UnfitMatrixError as reason:
+            return str(reason)
+        except (ArchaeologistError, MemoryError, np.linalg.LinAlgError) as error:
+            return f"{type(error).__name__}: {error}"
+
+    def _gram_of_change(self, pair: Pair, block: BlockResult) -> Floats:
+        if pair.reference is None or self._reference is None:
+            msg = "no tensor of that name and shape in the reference"
+            raise UnfitMatrixError(msg)
+        mine = _Source(entry=pair.target, reader=self._target, at_hand=block.target.get(pair.target.name))
+        theirs = _Source(entry=pair.reference, reader=self._reference, at_hand=block.reference.get(pair.reference.name))
+        return _gram(mine, theirs)
+
+
+def _gram(source: _Source, less: _Source | None = None) -> Floats:
+    """The Gram matrix of the smaller side, of a matrix or of its difference from another one."""
+    shape = source.entry.shape
+    if len(shape) != _AXES:
+        msg = f"{len(shape)} axes, a matrix has 2"
+        raise UnfitMatrixError(msg)
+    side = min(shape)
+    if side > MAX_SIDE:
+        msg = f"smaller side above {MAX_SIDE}"
+        raise UnfitMatrixError(msg)
+    # Infinity less infinity is NaN, and told below.
+    with np.errstate(invalid="ignore", over="ignore"):
+        products = gram(_slices(source, less), side=side)
+    if not np.isfinite(products).all():
+        msg = "NaN or infinite values"
+        raise UnfitMatrixError(msg)
+    return products
+
+
+def _slices(source: _Source, less: _Source | None) -> Iterator[Floats]:
+    """Slices of the larger side, each (any number, smaller side)."""
+    height, width = source.entry.shape
+    is_tall = height >= width
+    step = max(1, SLICE_VALUES // min(height, width))
+    for start in range(0, max(height, width), step):
+        part = slice(start, min(start + step, max(height, width)))
+        window = (part, slice(None)) if is_tall else (slice(None), part)
+        values = source.values(*window)
+        if less is not None:
+            values -= less.values(*window)
+        yield values if is_tall else values.T
+
+
+def _decoded(stored: Bytes, dtype: str) -> Floats:
+    """(rows, columns, bytes of a value) → float64, exact."""
+    if dtype == "BF16":
+        bits = stored.view(np.uint16)[..., 0].astype(np.uint32) << np.uint32(16)
+        return bits.view(np.float32).astype(np.float64)
+    return stored.view(np.float16 if dtype == "F16" else np.float32)[..., 0].astype(np.float64)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

@@ -1,0 +1,125 @@
+"""Analyses of matrices beside the walk, against the matrices as they were written."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from archaeologist.checkpoints.fingerprint import fingerprint
+from archaeologist.checkpoints.index import read_index
+from archaeologist.excavation import layer_stats, matrices
+from contracts.artifacts import LayerStats, Spectrum
+from contracts.messages import Analysis, CampaignId, Excavation, HeroId, Job, JobKey, JobOptions, RequestId, Side
+from tests.unit.excavation.checkpoints import Bits, bf16, wide, write
+
+Floats = npt.NDArray[np.float64]
+
+SHAPES = {
+    "model.embed_tokens.weight": (90, 12),
+    "model.layers.0.self_attn.q_proj.weight": (24, 12),
+    "model.layers.0.mlp.down_proj.weight": (12, 60),
+    "model.layers.0.input_layernorm.weight": (12,),
+    "model.layers.1.self_attn.q_proj.weight": (24, 12),
+    "model.norm.weight": (12,),
+    "score.weight": (2, 12),
+}
+
+
+def tensors(seed: int, *, scale: float = 1.0) -> dict[str, Bits]:
+    random = np.random.default_rng(seed)
+    return {name: bf16(random.standard_normal(shape) * scale) for name, shape in SHAPES.items()}
+
+
+def side(folder: Path, step: int) -> Side:
+    return Side(path=str(folder), step=step, read_path=str(folder), fingerprint=fingerprint(read_index(folder)))
+
+
+def analysed(target: Path, reference: Path | None, *analyses: Analysis) -> LayerStats:
+    job = Job(
+        job_key=JobKey("key"),
+        job_id=RequestId("request"),
+        job_type="layer_stats",
+        priority="normal",
+        hero_id=HeroId("dio"),
+        campaign_id=CampaignId("c1"),
+        target=side(target, 2),
+        reference=side(reference, 1) if reference else None,
+        options=JobOptions(compute_activations=False, analyses=analyses),
+        created_at="2026-11-23T00:00:00Z",
+    )
+    artifact, _ = layer_stats.excavate(Excavation(job=job, artifact_path=str(target / "a.tmp")), lambda _: None)
+    return artifact
+
+
+def spectra(artifact: LayerStats) -> dict[str, Spectrum]:
+    return {
+        f"{block}.{within}": tensor.spectrum
+        for block, drift in artifact.drift_stats.items()
+        for within, tensor in drift.tensors.items()
+        if tensor.spectrum is not None
+    }
+
+
+def check(found: Spectrum, change: Floats) -> None:
+    sigmas = np.linalg.svd(change, compute_uv=False)
+    shares = sigmas / sigmas.sum()
+    assert found.sigma_1 == pytest.approx(sigmas[0], rel=1e-9)
+    assert found.stable_rank == pytest.approx((sigmas**2).sum() / sigmas[0] ** 2, rel=1e-9)
+    assert found.participation_rank == pytest.approx((sigmas**2).sum() ** 2 / (sigmas**4).sum(), rel=1e-9)
+    assert found.effective_rank == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-9)
+
+
+@pytest.mark.parametrize("slice_values", [50, matrices.SLICE_VALUES])
+def test_every_matrixs_change_has_the_svds_spectrum_in_whatever_slices_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slice_values: int
+) -> None:
+    monkeypatch.setattr(matrices, "SLICE_VALUES", slice_values)
+    mine, theirs = tensors(1), tensors(2)
+    artifact = analysed(write(tmp_path / "b", mine), write(tmp_path / "a", theirs), "spectra")
+    found = spectra(artifact)
+    assert set(found) == {name for name, shape in SHAPES.items() if len(shape) == 2}
+    for name, spectrum in found.items():
+        check(spectrum, wide(mine[name]) - wide(theirs[name]))
+    assert artifact.not_computed == {}
+
+
+def test_two_dtypes_are_compared_by_value(tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    random = np.random.default_rng(3)
+    kinds: list[Bits] = [
+        random.standard_normal((20, 8)).astype(np.float32),
+        random.standard_normal((20, 8)).astype(np.float16),
+    ]
+    artifact = analysed(write(tmp_path / "b", {name: kinds[0]}), write(tmp_path / "a", {name: kinds[1]}), "spectra")
+    check(spectra(artifact)[name], wide(kinds[0]) - wide(kinds[1]))
+
+
+def test_without_a_reference_the_reason_is_said(tmp_path: Path) -> None:
+    artifact = analysed(write(tmp_path / "b", tensors(1)), None, "spectra")
+    assert artifact.not_computed == {"spectra": "there is no reference to take a change from"}
+
+
+def test_a_matrix_that_is_left_out_is_named_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrices, "MAX_SIDE", 15)
+    mine, theirs = tensors(1), tensors(2)
+    broken = wide(mine["model.embed_tokens.weight"])
+    broken[3, 4] = np.inf
+    mine["model.embed_tokens.weight"] = theirs["model.embed_tokens.weight"] = bf16(broken)
+    for number, shape in enumerate([(16, 40), (3, 4, 5), (4, 4)]):
+        mine[f"model.layers.2.w{number}.weight"] = bf16(np.ones(shape))
+        theirs[f"model.layers.2.w{number}.weight"] = bf16(np.zeros(shape if number < 2 else (5, 4)))
+    artifact = analysed(write(tmp_path / "b", mine), write(tmp_path / "a", theirs), "spectra")
+    assert artifact.not_computed["spectra"].split("; ") == [
+        "NaN or infinite values: model.embed_tokens.weight",
+        "smaller side above 15: model.layers.2.w0.weight",
+        "3 axes, a matrix has 2: model.layers.2.w1.weight",
+        "no tensor of that name and shape in the reference: model.layers.2.w2.weight",
+    ]
+    assert "model.layers.1.self_attn.q_proj.weight" in spectra(artifact)
+
+
+def test_what_was_not_asked_for_is_not_there(tmp_path: Path) -> None:
+    artifact = analysed(write(tmp_path / "b", tensors(1)), write(tmp_path / "a", tensors(2)))
+    assert spectra(artifact) == {}
+    assert artifact.not_computed == {}
