@@ -145,9 +145,6 @@ def _failed(error: ArchaeologistError, cause: BaseException) -> Failed:
 
 def _stand_back() -> None:
     """Lets others go first when processors or memory run short; best effort."""
-    # Before NumPy is imported. OpenBLAS's threads wait for each other at every step: beside a busy neighbour the
-    # eigenvalues of a matrix of 1024 rows took 6.7 s on two threads and 0.06 s on one.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
     with contextlib.suppress(OSError):

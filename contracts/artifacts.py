@@ -110,6 +110,21 @@ class ActivationDistribution(Struct, frozen=True, kw_only=True):
     inf_count: int = 0
 
 
+class AttentionStats(Struct, frozen=True, kw_only=True):
+    """Where a block's attention looks: means over heads and some positions of the probes, no sequence's first one."""
+
+    entropy: float | None = None
+    """Of the weights of one query and head, in nats."""
+    normalized_entropy: float | None = None
+    """Over that of looking at all visible keys alike: 0 is one key, 1 is all."""
+    first_token_mass: float | None = None
+    """Weight on the sequence's first token."""
+    queries: int = 0
+    heads: int = 0
+    undefined: int = 0
+    """Queries times heads that are left out because a score is NaN or infinite."""
+
+
 class LayerActivationStats(Struct, frozen=True, kw_only=True):
     """One block's output over the probes. Every position except padding and each sequence's first."""
 
@@ -149,6 +164,8 @@ class LayerActivationStats(Struct, frozen=True, kw_only=True):
     """Mean cosine between the hidden states of two positions."""
     feature_variance: float | None = None
     """Mean over the channels of the variance over positions."""
+    attention: AttentionStats | None = None
+    """Where the analysis ``attention`` was asked for."""
 
 
 class ProbeInfo(Struct, frozen=True, kw_only=True):

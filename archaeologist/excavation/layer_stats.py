@@ -3,6 +3,7 @@
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -13,6 +14,8 @@ from archaeologist.excavation.walk import OnProgress
 from archaeologist.statistics import sketch
 from contracts.artifacts import LayerStats, SketchInfo
 from contracts.messages import Excavation
+
+_WITH_MODEL: Final = frozenset({"attention", "generations"})
 
 
 def excavate(excavation: Excavation, on_progress: OnProgress) -> tuple[LayerStats, Survey]:
@@ -58,7 +61,7 @@ def excavate(excavation: Excavation, on_progress: OnProgress) -> tuple[LayerStat
         comparison=found.plan.comparison,
         sketch=_sketch_info(excavation) if found.has_sketch else None,
         device=forward.forward.device if forward.forward else "cpu",
-        not_computed=forward.not_computed | found.not_computed,
+        not_computed=_unasked(excavation, found) | forward.not_computed | found.not_computed,
         warnings=(*job.notes, *found.warnings),
         worker=excavation.worker,
         versions=versions(),
@@ -68,6 +71,18 @@ def excavate(excavation: Excavation, on_progress: OnProgress) -> tuple[LayerStat
     judgement = judge(artifact, folder=Path(excavation.artifact_path).parent)
     warnings = (*artifact.warnings, *judgement.warnings)
     return replace(artifact, alerts=judgement.alerts, warnings=warnings), found
+
+
+def _unasked(excavation: Excavation, found: Survey) -> dict[str, str]:
+    """Optional analyses that need the forward pass, where there was none."""
+    if found.forward is not None and found.forward.forward is not None:
+        return {}
+    why = "compute_activations is false" if found.forward is None else "the model could not be run, see activations"
+    return {
+        analysis: f"it runs the model on the probes, and {why}"
+        for analysis in excavation.job.options.analyses
+        if analysis in _WITH_MODEL
+    }
 
 
 def _sketch_info(excavation: Excavation) -> SketchInfo:

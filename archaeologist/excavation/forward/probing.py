@@ -20,6 +20,7 @@ from archaeologist.checkpoints.reader import Reader
 from archaeologist.errors import ArchaeologistError, GpuMemoryShort, ModelUnsupported
 from archaeologist.excavation.forward import device
 from archaeologist.excavation.forward.activations import ActivationStatistics
+from archaeologist.excavation.forward.attention import Attention
 from archaeologist.excavation.forward.divergence import Predictions
 from archaeologist.excavation.forward.found import Found
 from archaeologist.excavation.forward.head import Head
@@ -98,16 +99,22 @@ class Probing:
             on_end=self._statistics.finish,
             is_guest=self._choice.gpu is not None,
         )
+        wants_attention = "attention" in excavation.job.options.analyses
+        self._attention = Attention(self._target, self._tokens) if wants_attention else None
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         """Starts nothing yet."""
+        self._stack.callback(device.give_back)
+        self._stack.callback(self._lanes.__exit__)
+        self._stack.callback(self._lockstep.close)
+        if self._attention:
+            self._stack.enter_context(self._attention)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Ends the threads."""
-        self._lockstep.close()
-        self._lanes.__exit__()
-        device.give_back()
+        self._stack.close()
 
     def needed(self) -> frozenset[str]:
         """The blocks whose bytes the models take from the walk."""
@@ -145,9 +152,14 @@ class Probing:
                 failure = f"the head failed: {type(error).__name__}: {error}"
                 self._give_up_gpu(failure)
                 not_computed["predictions"] = failure
+        stats = self._statistics.stats
+        if self._attention:
+            if missing := self._lockstep.failure or self._attention.missing(stats):
+                not_computed["attention"] = missing
+            stats = self._attention.in_stats(stats)
         return replace(
             output,
-            activation_stats=self._statistics.stats,
+            activation_stats=stats,
             probe_info=_probe_info(self._probes, self._tokens),
             forward=ForwardInfo(
                 way="whole" if self._reason else "streamed",
