@@ -286,6 +286,44 @@ class Spectrum(Struct, frozen=True, kw_only=True):
     """exp of the entropy of the singular values over their sum."""
 
 
+class GenerationStats(Struct, frozen=True, kw_only=True):
+    """How much texts that were generated in one way repeat themselves and each other; in tokens, what ends them left out."""
+
+    texts: int = 0
+    tokens: int = 0
+    """Of all texts together; compare only about the same number."""
+    ended: int = 0
+    """Texts that the model ended itself before the limit."""
+    distinct_1: float | None = None
+    """Different tokens over all tokens, of all texts together."""
+    distinct_2: float | None = None
+    """The same of pairs of neighbours."""
+    distinct_3: float | None = None
+    repeated_4: float | None = None
+    """Mean over the texts of the share of runs of four tokens that repeat an earlier one of the same text."""
+
+
+class GeneratedText(Struct, frozen=True, kw_only=True):
+    """One prompt and its continuations, each cut at 300 characters. What a model wrote: never trust it as markup."""
+
+    prompt: str
+    skill: str | None = None
+    greedy: str = ""
+    sampled: str = ""
+
+
+class Generations(Struct, frozen=True, kw_only=True):
+    """Short continuations of some probes."""
+
+    greedy: GenerationStats
+    """The likeliest token each time. Small healthy models loop here: look at the change."""
+    sampled: GenerationStats
+    seed: int
+    temperature: float
+    max_new_tokens: int
+    texts: tuple[GeneratedText, ...] = ()
+
+
 class TensorDrift(Struct, frozen=True, kw_only=True):
     """Drift of one tensor against the reference. Sums cover the pairs in which both values are finite."""
 
@@ -417,6 +455,8 @@ class LayerStats(Struct, frozen=True, kw_only=True):
     output_stats: OutputStats | None = None
     output_stats_by_skill: dict[str, OutputStats] = {}
     functional_drift: FunctionalDrift | None = None
+    generations: Generations | None = None
+    """Where the analysis ``generations`` was asked for."""
     alerts: tuple[Alert, ...] = ()
     drift_stats: dict[str, LayerDriftStats] = {}
     reference_checkpoint_path: str | None = None

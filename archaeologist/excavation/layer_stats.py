@@ -46,6 +46,7 @@ def excavate(excavation: Excavation, on_progress: OnProgress) -> tuple[LayerStat
         output_stats=forward.output_stats,
         output_stats_by_skill=forward.output_stats_by_skill,
         functional_drift=forward.functional_drift,
+        generations=forward.generations,
         drift_stats=found.drift,
         reference_checkpoint_path=reference.path if reference else None,
         global_drift_stats=found.global_drift,

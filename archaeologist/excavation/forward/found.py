@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from contracts.artifacts import ForwardInfo, FunctionalDrift, LayerActivationStats, OutputStats, ProbeInfo
+from contracts.artifacts import ForwardInfo, FunctionalDrift, Generations, LayerActivationStats, OutputStats, ProbeInfo
 
 
 class Found(Struct, frozen=True, kw_only=True):
@@ -14,4 +14,5 @@ class Found(Struct, frozen=True, kw_only=True):
     output_stats: OutputStats | None = None
     output_stats_by_skill: dict[str, OutputStats] = {}
     functional_drift: FunctionalDrift | None = None
+    generations: Generations | None = None
     not_computed: dict[str, str] = {}

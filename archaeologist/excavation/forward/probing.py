@@ -23,6 +23,7 @@ from archaeologist.excavation.forward.activations import ActivationStatistics
 from archaeologist.excavation.forward.attention import Attention
 from archaeologist.excavation.forward.divergence import Predictions
 from archaeologist.excavation.forward.found import Found
+from archaeologist.excavation.forward.generation import NotGeneratedError, generate
 from archaeologist.excavation.forward.head import Head
 from archaeologist.excavation.forward.lanes import Lanes
 from archaeologist.excavation.forward.model import Skeleton, TensorsStoredOtherwise, skeleton, whole
@@ -31,7 +32,7 @@ from archaeologist.excavation.forward.tokens import Tokens, batch_limits, batche
 from archaeologist.excavation.forward.way import GpuGaveUpError, Way
 from archaeologist.excavation.walk import BlockResult, thread_count
 from archaeologist.probes.sets import ProbeSet
-from contracts.artifacts import ForwardInfo, FunctionalDrift, ProbeInfo
+from contracts.artifacts import ForwardInfo, FunctionalDrift, Generations, ProbeInfo
 from contracts.messages import MAX_PROBE_TOKENS, Excavation
 
 HEAD_POSITIONS: Final = 256
@@ -74,6 +75,9 @@ class Probing:
         self._probes = probes
         self._gpu_options = excavation.gpu
         self._reason: str | None = None
+        self._folder = target.folder
+        self._size = sum(entry.size for entry in target.index.tensors.values())
+        self._wants_generations = "generations" in excavation.job.options.analyses
         self._model = self._built(target)
         self._tokens = tokenize(
             self._probes,
@@ -157,9 +161,13 @@ class Probing:
             if missing := self._lockstep.failure or self._attention.missing(stats):
                 not_computed["attention"] = missing
             stats = self._attention.in_stats(stats)
+        generations = self._generations()
+        if isinstance(generations, str):
+            not_computed["generations"] = generations
         return replace(
             output,
             activation_stats=stats,
+            generations=generations if isinstance(generations, Generations) else None,
             probe_info=_probe_info(self._probes, self._tokens),
             forward=ForwardInfo(
                 way="whole" if self._reason else "streamed",
@@ -210,6 +218,26 @@ class Probing:
         """What fails on a GPU for another reason may do well on the CPU."""
         if self._choice.gpu is not None:
             raise GpuGaveUpError(device.after_failure(self._choice, failure))
+
+    def _generations(self) -> Generations | str | None:
+        """What the model writes, or why nothing; None where it was not asked for."""
+        if not self._wants_generations:
+            return None
+        if self._lockstep.failure:
+            return self._lockstep.failure
+        try:
+            return generate(
+                self._model,
+                self._folder,
+                self._tokens,
+                needed_bytes=self._size * WHOLE_FACTOR,
+                free_bytes=_free_memory(),
+            )
+        except (NotGeneratedError, ArchaeologistError) as reason:
+            return str(reason)
+        except Exception as error:  # noqa: BLE001 - as in the lockstep: the walk's results are not lost
+            traceback.print_exc()
+            return f"the model failed to write: {type(error).__name__}: {error}"
 
     def _built(self, checkpoint: Checkpoint) -> Skeleton:
         """The model to be streamed, or loaded whole where its tensors are not stored as its code has them."""

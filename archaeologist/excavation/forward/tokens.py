@@ -86,7 +86,7 @@ def tokenize(
         NoTokens: Nothing is left to run.
     """
     folder = find_tokenizer(checkpoint, fallback=fallback)
-    tokenizer = _loaded(folder)
+    tokenizer = loaded(folder)
     kept: list[tuple[tuple[int, ...], str | None]] = []
     left, is_cut = max_tokens, False
     for probe in probes.probes:
@@ -130,7 +130,7 @@ def is_same_tokenizer(folder: Path, other: Path, probes: ProbeSet) -> bool:
         files = (*MARKS, "tokenizer_config.json")
         if theirs == folder or all(_is_same_file(folder / name, theirs / name) for name in files):
             return True
-        mine, others = _loaded(folder), _loaded(theirs)
+        mine, others = loaded(folder), loaded(theirs)
         return all(_ids(mine, probe.text, folder) == _ids(others, probe.text, theirs) for probe in probes.probes)
     except (TokenizerMissing, TokenizerUnfit):
         return True
@@ -177,7 +177,12 @@ def batch_limits(lengths: list[int], *, most: int = MAX_CELLS) -> tuple[int, ...
     return tuple(limits)
 
 
-def _loaded(folder: Path) -> Any:
+def loaded(folder: Path) -> Any:
+    """The tokenizer of a folder.
+
+    Raises:
+        TokenizerUnfit: It cannot be loaded.
+    """
     # Belt and braces: a tokenizer's configuration can name files of a hub.
     os.environ["HF_HUB_OFFLINE"] = "1"
     from transformers import AutoTokenizer  # noqa: PLC0415
