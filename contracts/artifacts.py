@@ -261,7 +261,7 @@ class Alert(Struct, frozen=True, kw_only=True):
 
     severity: Literal["warning", "critical"]
     family: str
-    """representation, entropy, divergence, weights."""
+    """representation, entropy, repetition, divergence, weights."""
     metric: str
     block: str | None = None
     value: float | None = None

@@ -251,7 +251,7 @@ class AlertData(EventData, frozen=True, kw_only=True):
 
     severity: Literal["warning", "critical"]
     family: str
-    """representation, entropy, divergence, weights."""
+    """representation, entropy, repetition, divergence, weights."""
     metric: str
     block: str | None = None
     """The block that stands out; null: the model as a whole."""

@@ -123,6 +123,14 @@ class _Drift(Struct, frozen=True):
     reference_output: OutputStats | None = None
 
 
+class _Sampled(Struct, frozen=True):
+    distinct_2: float | None = None
+
+
+class _Generations(Struct, frozen=True):
+    sampled: _Sampled = _Sampled()
+
+
 class _Health(Struct, frozen=True, kw_only=True):
     version: int
     hero_id: str
@@ -138,6 +146,7 @@ class _Health(Struct, frozen=True, kw_only=True):
     probe_info: _Probes | None = None
     output_stats: OutputStats | None = None
     functional_drift: _Drift | None = None
+    generations: _Generations | None = None
 
     def is_before(self, artifact: LayerStats) -> bool:
         """Whether it is an earlier checkpoint of the same campaign, in a version that means the same."""
@@ -187,6 +196,7 @@ def _values(health: _Health, drift: _Drift) -> dict[str, float | None]:
         "feature_variance": _median(block.feature_variance for block in blocks),
         "entropy": output.entropy,
         "loss": output.loss,
+        "distinct_2": health.generations.sampled.distinct_2 if health.generations else None,
         "kl": drift.output.kl if drift.output else None,
     }
 

@@ -95,6 +95,7 @@ METRICS: Final[dict[str, Metric]] = {
         family="representation", words="Feature variance (median over the transformer blocks)", limit=0
     ),
     "entropy": Metric(family="entropy", words="Entropy of the next token in nats", limit=0),
+    "distinct_2": Metric(family="repetition", words="distinct-2 of sampled texts", limit=0),
     "kl": Metric(family="divergence", words="KL divergence from the reference in nats", limit=None),
 }
 

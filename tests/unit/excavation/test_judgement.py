@@ -14,6 +14,8 @@ from archaeologist.excavation.judgement import judge
 from contracts.artifacts import (
     ActivationDistribution,
     FunctionalDrift,
+    Generations,
+    GenerationStats,
     GlobalWeightStats,
     LayerActivationStats,
     LayerStats,
@@ -123,6 +125,19 @@ def test_what_is_no_transformer_block_takes_no_part(folder: Path) -> None:
 def test_the_divergence_from_the_reference_is_read(folder: Path) -> None:
     ill = artifact(500, kl=1.0, entropy=0.4)
     assert [alert.metric for alert in judge(ill, folder=folder).alerts] == ["entropy", "kl"]
+
+
+def test_texts_that_repeat_are_a_family_of_their_own_and_checkpoints_without_texts_take_no_part(tmp_path: Path) -> None:
+    def writing(found: LayerStats, distinct_2: float) -> LayerStats:
+        texts = GenerationStats(texts=8, tokens=256, distinct_2=distinct_2)
+        written = Generations(greedy=texts, sampled=texts, seed=1, temperature=1.0, max_new_tokens=32)
+        return replace(found, generations=written)
+
+    for step in range(10, 90, 10):
+        put(tmp_path, writing(artifact(step), 0.9 + 0.001 * (step % 30)) if step > 20 else artifact(step))
+    ill = writing(artifact(500, entropy=0.4), 0.2)
+    assert families(ill, tmp_path) == [("critical", "entropy", 8), ("critical", "repetition", 6)]
+    assert families(writing(artifact(500), 0.85), tmp_path) == []
 
 
 def test_without_a_folder_only_nan_infinity_and_the_reference_judge(tmp_path: Path) -> None:
