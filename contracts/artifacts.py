@@ -47,6 +47,12 @@ class TensorWeights(Struct, frozen=True, kw_only=True):
     dead_columns: int | None = None
     growth: float | None = None
     """``l2`` over the reference's, minus 1; null without a reference or where the reference is 0."""
+    htsr_alpha: float | None = None
+    """Exponent of the power law of the largest eigenvalues of WᵀW, where the analysis ``htsr`` was asked for."""
+    htsr_tail: int | None = None
+    """Eigenvalues that follow it."""
+    htsr_distance: float | None = None
+    """Kolmogorov-Smirnov distance between them and the law: 0 fits exactly."""
 
 
 class LayerWeightStats(Struct, frozen=True, kw_only=True):

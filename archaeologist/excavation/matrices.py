@@ -1,10 +1,10 @@
-"""The optional analyses of single matrices, beside the walk: spectra of the changes.
+"""The optional analyses of single matrices, beside the walk: spectra of the changes, power laws of the weights.
 
 The bytes are those that the walk keeps of the transformer blocks; embeddings and heads, which it does not keep, are
 read again in slices. What is held of a matrix is its smaller side's Gram matrix and one slice.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -19,8 +19,9 @@ from archaeologist.errors import ArchaeologistError
 from archaeologist.excavation.plan import Pair, Plan
 from archaeologist.excavation.tally import WIDTHS
 from archaeologist.excavation.walk import BlockResult, thread_count
-from archaeologist.statistics.spectrum import gram, spectrum
-from contracts.artifacts import LayerDriftStats, Spectrum
+from archaeologist.statistics.power_law import FEWEST, PowerLaw, fitted
+from archaeologist.statistics.spectrum import eigenvalues, gram, spectrum
+from contracts.artifacts import LayerDriftStats, LayerWeightStats, Spectrum
 from contracts.messages import Analysis
 
 Bytes = npt.NDArray[np.uint8]
@@ -81,7 +82,7 @@ class Matrices:
         """Reads nothing yet.
 
         Args:
-            analyses: Those that were asked for; others than ``spectra`` are somebody else's.
+            analyses: Those that were asked for; others than ``spectra`` and ``htsr`` are somebody else's.
             plan: The walk's.
             target: The target's open files.
             reference: The reference's, where there is one.
@@ -91,15 +92,19 @@ class Matrices:
         self._plan = plan
         self._target, self._reference = target, reference
         self._threads = thread_count(threads)
-        self._has_spectra = "spectra" in analyses and reference is not None
-        self._spectra: dict[str, dict[str, Spectrum]] = {}
-        self._left_out: dict[str, dict[str, list[str]]] = {}
-        if "spectra" in analyses and reference is None:
+        self._measures: dict[str, Callable[[Pair, BlockResult], Spectrum | PowerLaw]] = {}
+        if "htsr" in analyses:
+            self._measures["htsr"] = self._power_law
+        if "spectra" in analyses and reference is not None:
+            self._measures["spectra"] = self._spectrum
+        elif "spectra" in analyses:
             self.not_computed["spectra"] = "there is no reference to take a change from"
+        self._found: dict[tuple[str, str, str], Spectrum | PowerLaw] = {}
+        self._left_out: dict[str, dict[str, list[str]]] = {}
 
     def needed(self) -> frozenset[str]:
         """The blocks whose bytes the walk must keep."""
-        if not self._has_spectra:
+        if not self._measures:
             return frozenset()
         return frozenset(
             block.name
@@ -110,55 +115,82 @@ class Matrices:
     def through(self, blocks: Iterator[BlockResult]) -> Iterator[BlockResult]:
         """The walk's blocks, each after its matrices were looked at."""
         for block in blocks:
-            if self._has_spectra:
+            if self._measures:
                 self._look(block)
             yield block
         for analysis, reasons in self._left_out.items():
             self.not_computed[analysis] = "; ".join(f"{why}: {_listed(names)}" for why, names in reasons.items())
 
     def in_drift(self, drift: Mapping[str, LayerDriftStats]) -> dict[str, LayerDriftStats]:
-        """The drift with what was found in its places."""
+        """The drift with spectra in their places."""
         return {
             name: replace(
                 block,
                 tensors={
-                    within: replace(tensor, spectrum=self._spectra.get(name, {}).get(within))
+                    within: replace(tensor, spectrum=found)
+                    if isinstance(found := self._found.get(("spectra", name, within)), Spectrum)
+                    else tensor
                     for within, tensor in block.tensors.items()
                 },
             )
             for name, block in drift.items()
         }
 
+    def in_weights(self, weights: Mapping[str, LayerWeightStats]) -> dict[str, LayerWeightStats]:
+        """The weights with power laws in their places."""
+        return {
+            name: replace(
+                block,
+                tensors={
+                    within: replace(tensor, htsr_alpha=found.alpha, htsr_tail=found.tail, htsr_distance=found.distance)
+                    if isinstance(found := self._found.get(("htsr", name, within)), PowerLaw)
+                    else tensor
+                    for within, tensor in block.tensors.items()
+                },
+            )
+            for name, block in weights.items()
+        }
+
     def _look(self, block: BlockResult) -> None:
         pairs = [pair for pair in block.block.pairs if len(pair.target.shape) >= _AXES and pair.count]
+        tasks = [(analysis, pair) for analysis in self._measures for pair in pairs]
         with ThreadPoolExecutor(self._lanes(pairs)) as pool:
-            found = list(pool.map(lambda pair: self._spectrum(pair, block), pairs))
-        for pair, spectrum_or_reason in zip(pairs, found, strict=True):
-            if isinstance(spectrum_or_reason, Spectrum):
-                self._spectra.setdefault(block.block.name, {})[pair.within] = spectrum_or_reason
+            found = list(pool.map(lambda task: self._measured(task[0], task[1], block), tasks))
+        for (analysis, pair), one in zip(tasks, found, strict=True):
+            if isinstance(one, str):
+                self._left_out.setdefault(analysis, {}).setdefault(one, []).append(pair.name)
             else:
-                self._left_out.setdefault("spectra", {}).setdefault(spectrum_or_reason, []).append(pair.name)
+                self._found[analysis, block.block.name, pair.within] = one
 
     def _lanes(self, pairs: Sequence[Pair]) -> int:
         sides = [side for pair in pairs if (side := min(pair.target.shape)) <= MAX_SIDE]
         return max(1, min(self._threads, _MEMORY // (16 * max(sides, default=1) ** 2)))
 
-    def _spectrum(self, pair: Pair, block: BlockResult) -> Spectrum | str:
-        """Of the change, or why there is none."""
+    def _measured(self, analysis: str, pair: Pair, block: BlockResult) -> Spectrum | PowerLaw | str:
+        """What was found of a matrix, or why nothing."""
         try:
-            return spectrum(self._gram_of_change(pair, block))
+            return self._measures[analysis](pair, block)
         except UnfitMatrixError as reason:
             return str(reason)
         except (ArchaeologistError, MemoryError, np.linalg.LinAlgError) as error:
             return f"{type(error).__name__}: {error}"
 
-    def _gram_of_change(self, pair: Pair, block: BlockResult) -> Floats:
+    def _spectrum(self, pair: Pair, block: BlockResult) -> Spectrum:
         if pair.reference is None or self._reference is None:
             msg = "no tensor of that name and shape in the reference"
             raise UnfitMatrixError(msg)
-        mine = _Source(entry=pair.target, reader=self._target, at_hand=block.target.get(pair.target.name))
         theirs = _Source(entry=pair.reference, reader=self._reference, at_hand=block.reference.get(pair.reference.name))
-        return _gram(mine, theirs)
+        return spectrum(_gram(self._target_source(pair, block), theirs))
+
+    def _power_law(self, pair: Pair, block: BlockResult) -> PowerLaw:
+        found = fitted(eigenvalues(_gram(self._target_source(pair, block))))
+        if found is None:
+            msg = f"fewer than {FEWEST} eigenvalues above 0, or all alike"
+            raise UnfitMatrixError(msg)
+        return found
+
+    def _target_source(self, pair: Pair, block: BlockResult) -> _Source:
+        return _Source(entry=pair.target, reader=self._target, at_hand=block.target.get(pair.target.name))
 
 
 def _gram(source: _Source, less: _Source | None = None) -> Floats:

@@ -170,6 +170,7 @@ def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgr
         stages |= {"model": built - opened, "head": time.perf_counter() - walked}
     return replace(
         found,
+        weights=matrices.in_weights(found.weights),
         drift=matrices.in_drift(found.drift),
         not_computed=matrices.not_computed,
         forward=forward,

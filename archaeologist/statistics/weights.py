@@ -58,6 +58,7 @@ def tensor_weights(
         dead_rows=None if row_squares is None else dead_count(row_squares),
         dead_columns=None if column_squares is None else dead_count(column_squares),
         growth=growth,
+        htsr_tail=None,  # with the others of its analysis, where that was asked for
     )
 
 

@@ -64,6 +64,10 @@ def test_all_of_them_beside_the_walk(tmp_path: Path) -> None:
         assert {name for name, tensor in drift.items() if tensor.spectrum is None} == {
             name for name in drift if name.endswith("norm.weight")
         }
+    assert artifact.not_computed.pop("htsr").startswith(
+        "fewer than 50 eigenvalues above 0"
+    )  # all matrices are that small
+    assert artifact.not_computed == {}
     assert artifact.generations is not None
     assert len(artifact.generations.texts) == artifact.generations.sampled.texts == 8
     assert artifact.activation_stats["model.embed_tokens"].attention is None

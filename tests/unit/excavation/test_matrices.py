@@ -9,6 +9,7 @@ import pytest
 from archaeologist.checkpoints.fingerprint import fingerprint
 from archaeologist.checkpoints.index import read_index
 from archaeologist.excavation import layer_stats, matrices
+from archaeologist.statistics.power_law import fitted
 from contracts.artifacts import LayerStats, Spectrum
 from contracts.messages import Analysis, CampaignId, Excavation, HeroId, Job, JobKey, JobOptions, RequestId, Side
 from tests.unit.excavation.checkpoints import Bits, bf16, wide, write
@@ -93,6 +94,31 @@ def test_two_dtypes_are_compared_by_value(tmp_path: Path) -> None:
     ]
     artifact = analysed(write(tmp_path / "b", {name: kinds[0]}), write(tmp_path / "a", {name: kinds[1]}), "spectra")
     check(spectra(artifact)[name], wide(kinds[0]) - wide(kinds[1]))
+
+
+def test_every_matrixs_eigenvalues_have_their_power_law_with_and_without_a_reference(tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.down_proj.weight"
+    mine: dict[str, Bits] = {
+        name: (np.random.default_rng(1).standard_normal((90, 200)) ** 3).astype(np.float32),
+        "model.embed_tokens.weight": np.random.default_rng(2).standard_normal((300, 60)).astype(np.float32),
+        "model.layers.0.mlp.gate.weight": np.ones((3, 4), np.float32),
+        "model.norm.weight": np.ones(4, np.float32),
+    }
+    target = write(tmp_path / "b", mine)
+    artifact = analysed(target, None, "htsr")
+    for block, within in (("model.layers.0", "mlp.down_proj.weight"), ("model.embed_tokens", "weight")):
+        found = artifact.weight_stats[block].tensors[within]
+        sigmas = np.linalg.svd(wide(mine[f"{block}.{within}"]), compute_uv=False)
+        expected = fitted(np.square(sigmas).astype(np.float64))
+        assert expected is not None
+        assert found.htsr_tail == expected.tail
+        assert (found.htsr_alpha, found.htsr_distance) == pytest.approx((expected.alpha, expected.distance), rel=1e-9)
+    assert artifact.not_computed == {
+        "htsr": "fewer than 50 eigenvalues above 0, or all alike: model.layers.0.mlp.gate.weight"
+    }
+    both = analysed(target, target, "htsr", "spectra")
+    assert both.weight_stats == analysed(target, target, "htsr").weight_stats
+    assert spectra(both)[name] == Spectrum(sigma_1=0.0)
 
 
 def test_without_a_reference_the_reason_is_said(tmp_path: Path) -> None:
