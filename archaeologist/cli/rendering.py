@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from archaeologist.cli.console import printable
-from contracts.artifacts import LayerDrift, LayerDriftStats, LayerStats, LayerWeightStats
+from contracts.artifacts import AttentionStats, LayerDrift, LayerDriftStats, LayerStats, LayerWeightStats
 
 BARS: Final = "▁▂▃▄▅▆▇█"
 HEAT: Final = ("blue", "cyan", "green", "yellow", "red")
@@ -124,11 +124,15 @@ def _model_lines(stats: LayerStats) -> Iterator[RenderableType]:
     if not stats.activation_stats:
         return
     similarity = stats.functional_drift.similarity if stats.functional_drift else {}
-    table = _table("block", "mean", "std", "p1", "p99", "RankMe", "anisotropy", *(["CKA"] if similarity else []))
+    has_attention = any(block.attention for block in stats.activation_stats.values())
+    more = [*(["CKA"] if similarity else []), *(["attention", "first token"] if has_attention else [])]
+    table = _table("block", "mean", "std", "p1", "p99", "RankMe", "anisotropy", *more)
     for name, block in stats.activation_stats.items():
         cells = (block.mean, block.std, block.percentile_1, block.percentile_99, block.rankme, block.anisotropy)
         cka = [number(similarity[name].cka if name in similarity else None)] if similarity else []
-        table.add_row(printable(name), *map(number, cells), *cka)
+        looks = block.attention or AttentionStats()
+        attention = [number(looks.normalized_entropy), share(looks.first_token_mass)] if has_attention else []
+        table.add_row(printable(name), *map(number, cells), *cka, *attention)
     yield Text()
     yield table
     if stats.output_stats is not None:
@@ -137,6 +141,9 @@ def _model_lines(stats: LayerStats) -> Iterator[RenderableType]:
         if drift is not None:
             predictions += f", KL {number(drift.kl)}, same first choice {share(drift.top1_agreement)}"
         yield Text(predictions)
+    if stats.generations is not None:
+        sampled, greedy = stats.generations.sampled.distinct_2, stats.generations.greedy.distinct_2
+        yield Text(f"texts: distinct-2 {number(sampled)} sampled, {number(greedy)} greedy")
 
 
 def _remarks(stats: LayerStats) -> Iterator[str]:

@@ -1,13 +1,18 @@
 """Artifacts as tables."""
 
+from msgspec.structs import replace
 from rich.console import Console, RenderableType
 
 from archaeologist.cli import rendering
 from contracts.artifacts import (
+    AttentionStats,
     Comparison,
     Coverage,
+    Generations,
+    GenerationStats,
     GlobalDriftStats,
     GlobalWeightStats,
+    LayerActivationStats,
     LayerDrift,
     LayerDriftStats,
     LayerStats,
@@ -74,6 +79,26 @@ def test_what_was_not_read_computed_or_is_to_be_watched_is_said() -> None:
     assert "not computed: activations: later" in text
     assert "warning: watch  [31mout" in text
     assert "relative L2" not in text
+
+
+def test_optional_analyses_are_shown_where_they_are_small() -> None:
+    activations = LayerActivationStats(
+        name="model.layers.0", attention=AttentionStats(normalized_entropy=0.625, first_token_mass=0.125)
+    )
+    written = Generations(
+        greedy=GenerationStats(distinct_2=0.25),
+        sampled=GenerationStats(distinct_2=0.875),
+        seed=1,
+        temperature=1.0,
+        max_new_tokens=32,
+    )
+    plain = replace(stats({}), activation_stats={"model.layers.0": replace(activations, attention=None)})
+    text = shown(
+        rendering.layer_stats(replace(plain, activation_stats={"model.layers.0": activations}, generations=written))
+    )
+    for words in ("attention", "first token", "0.625", "12.5%", "texts: distinct-2 0.875 sampled, 0.25 greedy"):
+        assert words in text
+        assert words not in shown(rendering.layer_stats(plain))
 
 
 def test_a_drift_shows_its_blocks() -> None:
