@@ -293,7 +293,7 @@ class Spectrum(Struct, frozen=True, kw_only=True):
 
 
 class GenerationStats(Struct, frozen=True, kw_only=True):
-    """How much texts that were generated in one way repeat themselves and each other; in tokens, what ends them left out."""
+    """How much texts that were generated in one way repeat themselves and each other, in tokens."""
 
     texts: int = 0
     tokens: int = 0

@@ -1,6 +1,7 @@
 """Artifacts as tables for a terminal. Pure: Structs in, rich renderables out."""
 
 from collections.abc import Iterator, Sequence
+from statistics import median
 from typing import Final
 
 from rich.console import Group, RenderableType
@@ -35,6 +36,7 @@ def layer_stats(stats: LayerStats) -> RenderableType:
         table,
         *_heat_lines(stats.drift_stats),
         *_model_lines(stats),
+        *_matrix_lines(stats),
         *(Text(printable(line)) for line in _remarks(stats)),
     )
 
@@ -144,6 +146,23 @@ def _model_lines(stats: LayerStats) -> Iterator[RenderableType]:
     if stats.generations is not None:
         sampled, greedy = stats.generations.sampled.distinct_2, stats.generations.greedy.distinct_2
         yield Text(f"texts: distinct-2 {number(sampled)} sampled, {number(greedy)} greedy")
+
+
+def _matrix_lines(stats: LayerStats) -> Iterator[Text]:
+    """What was found of each matrix, as a range; the artifact has the numbers."""
+    weights = [tensor for block in stats.weight_stats.values() for tensor in block.tensors.values()]
+    changes = [tensor.spectrum for block in stats.drift_stats.values() for tensor in block.tensors.values()]
+    found = {
+        "stable rank of the change": [one.stable_rank for one in changes if one and one.stable_rank is not None],
+        "effective rank of the change": [
+            one.effective_rank for one in changes if one and one.effective_rank is not None
+        ],
+        "power-law exponent": [tensor.htsr_alpha for tensor in weights if tensor.htsr_alpha is not None],
+    }
+    for name, values in found.items():
+        if values:
+            span = f"{number(min(values))} to {number(max(values))}, median {number(median(values))}"
+            yield Text(f"{name}: {span}, of {len(values)} matrices")
 
 
 def _remarks(stats: LayerStats) -> Iterator[str]:

@@ -104,6 +104,15 @@ def test_too_little_memory_for_generations_says_how_much_is_needed(
     assert artifact.activation_stats
 
 
+def test_a_model_that_is_loaded_whole_has_them_too(tmp_path: Path) -> None:
+    artifact = analysed(checkpoint(tmp_path / "b", seed=1, name="mixtral"), analyses=("attention", "generations"))
+    assert artifact.forward is not None
+    assert artifact.forward.way == "whole"
+    assert artifact.not_computed == {}
+    assert artifact.generations is not None
+    assert artifact.activation_stats["model.layers.2"].attention is not None
+
+
 def test_an_encoder_writes_nothing_and_says_so(tmp_path: Path) -> None:
     artifact = analysed(checkpoint(tmp_path / "b", seed=1, name="bert"), analyses=("generations", "attention"))
     assert artifact.not_computed["generations"] == "the model has no causal head"

@@ -174,6 +174,7 @@ async def test_output_replaces_no_file_that_is_not_an_artifact(root: Path) -> No
         (("drift", "/a", "/b", "--metrics", "l3"), 2, "error: usage: metric 'l3' is not known"),
         (("analyze",), 2, "error: usage: Missing argument"),
         (("analyze", "/x", "--device", "tpu"), 2, "error: usage: device 'tpu' is not known; use auto, cpu, cuda"),
+        (("analyze", "/x", "--with", "speed"), 2, "error: usage: --with: analysis 'speed' is not known; use any of"),
         (("excavate",), 2, "error: usage: No such command"),
         (("analyze", "/x", "--config", "/none.toml"), 2, "error: setting_invalid: "),
         (("request", "--step", "1"), 2, "error: usage: hero and campaign are unknown"),

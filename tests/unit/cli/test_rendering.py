@@ -17,6 +17,8 @@ from contracts.artifacts import (
     LayerDriftStats,
     LayerStats,
     LayerWeightStats,
+    Spectrum,
+    TensorDrift,
     TensorWeights,
     Versions,
 )
@@ -99,6 +101,19 @@ def test_optional_analyses_are_shown_where_they_are_small() -> None:
     for words in ("attention", "first token", "0.625", "12.5%", "texts: distinct-2 0.875 sampled, 0.25 greedy"):
         assert words in text
         assert words not in shown(rendering.layer_stats(plain))
+
+
+def test_numbers_of_matrices_are_shown_as_a_range() -> None:
+    ranks = [TensorDrift(spectrum=Spectrum(stable_rank=rank, effective_rank=2 * rank)) for rank in (1.5, 2.0, 4.0)]
+    drift = LayerDriftStats(name="b", tensors=dict(zip("xyz", [*ranks[:2], TensorDrift()], strict=True)))
+    weights = replace(BROKEN, tensors={"w": TensorWeights(dtype="BF16", shape=(2, 2), htsr_alpha=3.25)})
+    found = replace(
+        stats({"a": drift, "b": LayerDriftStats(name="b", tensors={"w": ranks[2]})}), weight_stats={"b": weights}
+    )
+    text = shown(rendering.layer_stats(found))
+    assert "stable rank of the change: 1.5 to 4, median 2, of 3 matrices" in text
+    assert "effective rank of the change: 3 to 8, median 4, of 3 matrices" in text
+    assert "power-law exponent: 3.25 to 3.25, median 3.25" in text
 
 
 def test_a_drift_shows_its_blocks() -> None:

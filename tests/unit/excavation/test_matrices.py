@@ -8,6 +8,7 @@ import pytest
 
 from archaeologist.checkpoints.fingerprint import fingerprint
 from archaeologist.checkpoints.index import read_index
+from archaeologist.errors import CheckpointError
 from archaeologist.excavation import layer_stats, matrices
 from archaeologist.statistics.power_law import fitted
 from contracts.artifacts import LayerStats, Spectrum
@@ -143,6 +144,17 @@ def test_a_matrix_that_is_left_out_is_named_with_the_reason(tmp_path: Path, monk
         "no tensor of that name and shape in the reference: model.layers.2.w2.weight",
     ]
     assert "model.layers.1.self_attn.q_proj.weight" in spectra(artifact)
+
+
+def test_a_disk_that_fails_costs_the_analysis_and_not_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        msg = "the disk fails"
+        raise CheckpointError(msg)
+
+    monkeypatch.setattr(matrices, "_slices", failing)
+    artifact = analysed(write(tmp_path / "b", tensors(1)), None, "htsr")
+    assert artifact.not_computed["htsr"].startswith("CheckpointError: the disk fails: model.embed_tokens.weight, ")
+    assert artifact.weight_stats["model.embed_tokens"].l2 is not None
 
 
 def test_what_was_not_asked_for_is_not_there(tmp_path: Path) -> None:
