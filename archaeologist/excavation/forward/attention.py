@@ -111,15 +111,13 @@ class Attention:
 def sampled(tokens: Tokens) -> list[list[tuple[int, list[int]]]]:
     """By batch: rows and the positions in them that are looked at.
 
-    Evenly spaced over all positions in the order of the batches; no padding, and no sequence's first position, which
-    sees itself only.
+    Evenly spaced over all positions in the order of the probes, so that other batches change nothing; no padding, and
+    no sequence's first position, which sees itself only.
     """
-    places = [
-        (batch, row, position)
-        for batch, numbers in enumerate(tokens.batches)
-        for row, number in enumerate(numbers)
-        for position in range(1, len(tokens.ids[number]))
-    ]
+    rows_of = {
+        number: (batch, row) for batch, numbers in enumerate(tokens.batches) for row, number in enumerate(numbers)
+    }
+    places = [(*rows_of[number], position) for number, ids in enumerate(tokens.ids) for position in range(1, len(ids))]
     count = min(QUERIES, len(places))
     found: list[dict[int, list[int]]] = [{} for _ in tokens.batches]
     for number in range(count):

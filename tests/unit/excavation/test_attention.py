@@ -197,6 +197,21 @@ def test_queries_are_evenly_spaced_and_never_padding_or_a_first_position() -> No
     assert all(1 <= position < 40 for rows in found for _, positions in rows for position in positions)
 
 
+def test_other_batches_look_at_the_same_positions() -> None:
+    def places(given: Tokens) -> set[tuple[int, int]]:
+        return {
+            (given.batches[batch][row], position)
+            for batch, rows in enumerate(sampled(given))
+            for row, positions in rows
+            for position in positions
+        }
+
+    lengths = [40, 17, 33, 25, 60, 11]
+    together = places(tokens(lengths, ((5, 1), (3, 2, 0), (4,))))
+    assert together == places(tokens(lengths, tuple((number,) for number in range(6))))
+    assert len(together) == QUERIES
+
+
 def test_few_positions_are_all_looked_at() -> None:
     assert sampled(SOME) == [
         [(0, list(range(1, 9))), (1, list(range(1, 5))), (2, list(range(1, 7)))],
