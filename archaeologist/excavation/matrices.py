@@ -28,7 +28,7 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 
 MAX_SIDE: Final = 8192
-"""Of the smaller side. Its Gram matrix is held twice, 1 GB in all, and its eigenvalues take half a minute."""
+"""Of the smaller side. Its Gram matrix is held twice, 1 GB in all, and its eigenvalues take about half a minute."""
 _MEMORY: Final = 1 << 30
 """Bytes of Gram matrices that are held at once: with larger matrices fewer threads work."""
 SLICE_VALUES: Final = 1 << 22
