@@ -272,7 +272,7 @@ class Alert(Struct, frozen=True, kw_only=True):
     block: str | None = None
     value: float | None = None
     baseline: float | None = None
-    """Median of the history, or the reference's value."""
+    """Median of the history, or the value of the reference or of the best checkpoint."""
     checkpoints: int = 0
     """How many earlier checkpoints it was judged against."""
     confidence: Literal["low", "normal"] = "normal"

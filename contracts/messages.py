@@ -257,7 +257,7 @@ class AlertData(EventData, frozen=True, kw_only=True):
     """The block that stands out; null: the model as a whole."""
     value: float | None = None
     baseline: float | None = None
-    """Median of the history, or the reference's value."""
+    """Median of the history, or the value of the reference or of the best checkpoint."""
     checkpoints: int = 0
     """How many earlier checkpoints it was judged against."""
     confidence: Literal["low", "normal"] = "normal"
@@ -321,6 +321,8 @@ class Excavation(Struct, frozen=True, kw_only=True):
     """The temporary file that the child writes and fsyncs; its caller puts it in place."""
     sketch_path: str | None = None
     """The temporary file of the target's sketch; null: no sketch."""
+    history_path: str | None = None
+    """The campaign's folder of ``layer_stats``, where the artifact is judged against more than lies beside it."""
     worker: str | None = None
     threads: int = 0
     """0: one for each core the process may use."""

@@ -29,11 +29,15 @@ log = structlog.get_logger(__name__)
 
 
 class Places(NamedTuple):
-    """Where a job's files go: final paths, the temporary ones of a claim, what an older artifact makes room to."""
+    """Where a job's files go: final paths, the temporary ones of a claim, what an older artifact makes room to.
+
+    ``history`` is where the campaign's earlier artifacts lie.
+    """
 
     artifact: Path
     sketch: Path | None
     superseded: Path
+    history: Path
     temporary_artifact: Path
     temporary_sketch: Path | None
 
@@ -54,6 +58,7 @@ def places(job: Job, claim: int, *, settings: Settings) -> Places:
         artifact=artifact,
         sketch=sketch,
         superseded=folder.superseded(job.job_key),
+        history=folder.layer_stats(job.target.step).parent,
         temporary_artifact=temporary_path(artifact, job.job_key, claim),
         temporary_sketch=temporary_path(sketch, job.job_key, claim) if sketch else None,
     )

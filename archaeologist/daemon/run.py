@@ -101,6 +101,7 @@ class Runner:
             job=job,
             artifact_path=str(where.temporary_artifact),
             sketch_path=str(where.temporary_sketch) if where.temporary_sketch else None,
+            history_path=str(where.history),
             worker=worker.name,
             threads=worker.threads,
             drop_page_cache=worker.drop_page_cache,

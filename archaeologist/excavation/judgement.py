@@ -36,17 +36,18 @@ class Judgement(Struct, frozen=True, kw_only=True):
     """What the reader must know about the history."""
 
 
-def judge(artifact: LayerStats, *, folder: Path) -> Judgement:
+def judge(artifact: LayerStats, *, folders: Iterable[Path]) -> Judgement:
     """The signs of collapse in an artifact.
 
     Args:
         artifact: The present one, complete but for its alerts.
-        folder: Where the campaign's ``layer_stats`` artifacts lie; it may be missing. Files of other campaigns and of
-            steps not below the present one take no part; one that cannot be read is left out, with a warning.
+        folders: Where the campaign's ``layer_stats`` artifacts lie; one may be missing, and of a step that is in two
+            of them the first counts. Files of other campaigns and of steps not below the present one take no part; one
+            that cannot be read is left out, with a warning.
     """
     history: list[Reading] = []
     unreadable: list[str] = []
-    for path in _earlier(folder, artifact.checkpoint_step):
+    for path in _earlier(folders, artifact.checkpoint_step):
         try:
             found = msgspec.json.decode(read_bounded(path.resolve(), MAX_BYTES), type=_Health)
         except (OSError, ValueError, RecursionError, RuntimeError):
@@ -58,14 +59,21 @@ def judge(artifact: LayerStats, *, folder: Path) -> Judgement:
     return Judgement(alerts=collapse.judge(present, history), warnings=_warnings(unreadable))
 
 
-def _earlier(folder: Path, step: int) -> list[Path]:
+def _earlier(folders: Iterable[Path], step: int) -> list[Path]:
     """The artifacts of lower steps by their names, the newest ones."""
+    lower: dict[int, Path] = {}
+    for path in chain.from_iterable(map(_files, folders)):
+        found = _NAME.fullmatch(path.name)
+        if found and int(found[1]) < step:
+            lower.setdefault(int(found[1]), path)
+    return [lower[number] for number in sorted(lower)[-NEWEST:]]
+
+
+def _files(folder: Path) -> list[Path]:
     try:
-        named = [(path, _NAME.fullmatch(path.name)) for path in folder.iterdir()]
+        return list(folder.iterdir())
     except OSError:
         return []
-    lower = sorted((int(found[1]), path) for path, found in named if found and int(found[1]) < step)
-    return [path for _, path in lower[-NEWEST:]]
 
 
 def _warnings(unreadable: list[str]) -> tuple[str, ...]:

@@ -68,8 +68,9 @@ def excavate(excavation: Excavation, on_progress: OnProgress) -> tuple[LayerStat
         versions=versions(),
         timings=found.timings,
     )
-    # Where the artifact will lie are those of the campaign's earlier checkpoints.
-    judgement = judge(artifact, folder=Path(excavation.artifact_path).parent)
+    # Earlier checkpoints of the campaign lie in its folder, and perhaps where a request wants this one.
+    beside = str(Path(excavation.artifact_path).parent)
+    judgement = judge(artifact, folders=[Path(folder) for folder in (beside, excavation.history_path) if folder])
     warnings = (*artifact.warnings, *judgement.warnings)
     return replace(artifact, alerts=judgement.alerts, warnings=warnings), found
 

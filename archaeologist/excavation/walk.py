@@ -160,6 +160,7 @@ class Walk:
             self._room.give(self._plan.size_bytes)
             for thread in self._threads:
                 thread.join()
+            self._spare.clear()
 
     def _collect(self, found: dict[str, TensorResult], number: int) -> None:
         """Takes one tensor's result, or reports progress where none comes for a while."""

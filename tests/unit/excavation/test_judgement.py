@@ -95,7 +95,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def families(found: LayerStats, folder: Path) -> list[tuple[str, str, int]]:
-    return [(alert.severity, alert.family, alert.checkpoints) for alert in judge(found, folder=folder).alerts]
+    return [(alert.severity, alert.family, alert.checkpoints) for alert in judge(found, folders=[folder]).alerts]
 
 
 CRITICAL = [("critical", "representation", 8), ("critical", "entropy", 8)]
@@ -103,12 +103,12 @@ CRITICAL = [("critical", "representation", 8), ("critical", "entropy", 8)]
 
 def test_a_collapsed_checkpoint_is_critical_against_the_artifacts_in_the_folder(folder: Path) -> None:
     assert families(ILL, folder) == CRITICAL
-    representation = judge(ILL, folder=folder).alerts[0]
+    representation = judge(ILL, folders=[folder]).alerts[0]
     assert (representation.metric, representation.value, representation.baseline) == ("rankme", 10.0, 100.0)
 
 
 def test_a_healthy_checkpoint_raises_nothing(folder: Path) -> None:
-    assert judge(artifact(90), folder=folder) == judgement.Judgement()
+    assert judge(artifact(90), folders=[folder]) == judgement.Judgement()
 
 
 def test_one_block_cannot_raise_an_alarm_alone_and_two_of_three_can(folder: Path) -> None:
@@ -124,7 +124,7 @@ def test_what_is_no_transformer_block_takes_no_part(folder: Path) -> None:
 
 def test_the_divergence_from_the_reference_is_read(folder: Path) -> None:
     ill = artifact(500, kl=1.0, entropy=0.4)
-    assert [alert.metric for alert in judge(ill, folder=folder).alerts] == ["entropy", "kl"]
+    assert [alert.metric for alert in judge(ill, folders=[folder]).alerts] == ["entropy", "kl"]
 
 
 def test_texts_that_repeat_are_a_family_of_their_own_and_checkpoints_without_texts_take_no_part(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_texts_that_repeat_are_a_family_of_their_own_and_checkpoints_without_tex
 
 
 def test_without_a_folder_only_nan_infinity_and_the_reference_judge(tmp_path: Path) -> None:
-    assert judge(artifact(500), folder=tmp_path / "missing") == judgement.Judgement()
+    assert judge(artifact(500), folders=[tmp_path / "missing"]) == judgement.Judgement()
     ill = replace(
         artifact(500),
         weight_stats={name: weights(name, nan_count=3 * (name == "lm_head")) for name in NAMES},
@@ -152,7 +152,7 @@ def test_without_a_folder_only_nan_infinity_and_the_reference_judge(tmp_path: Pa
         },
         output_stats=OutputStats(positions=1, nonfinite_positions=511),
     )
-    found = judge(ill, folder=tmp_path / "missing").alerts
+    found = judge(ill, folders=[tmp_path / "missing"]).alerts
     assert [(alert.severity, alert.family, alert.block, alert.value) for alert in found] == [
         ("critical", "weights", "lm_head", 3.0),
         ("critical", "representation", "model.layers.1", 7.0),
@@ -170,7 +170,7 @@ def test_a_norm_that_left_its_history_is_a_warning_also_without_activations(fold
         output_stats=None,
         functional_drift=None,
     )
-    (alert,) = judge(bare, folder=folder).alerts
+    (alert,) = judge(bare, folders=[folder]).alerts
     assert (alert.severity, alert.family, alert.block, alert.checkpoints) == ("warning", "weights", "model.layers.1", 8)
 
 
@@ -205,7 +205,7 @@ def test_unreadable_artifacts_are_left_out_and_counted(folder: Path) -> None:
     (folder / "ckpt-000095.layer_stats.json").write_bytes(b"[" * 100_000)
     (folder / "ckpt-000096.layer_stats.json").symlink_to(folder / "nowhere")
     os.mkfifo(folder / "ckpt-000097.layer_stats.json")
-    found = judge(ILL, folder=folder)
+    found = judge(ILL, folders=[folder])
     assert [(alert.severity, alert.family, alert.checkpoints) for alert in found.alerts] == CRITICAL
     (warning,) = found.warnings
     assert "7 earlier artifacts are unreadable" in warning
@@ -214,13 +214,13 @@ def test_unreadable_artifacts_are_left_out_and_counted(folder: Path) -> None:
 
 def test_an_artifact_that_is_too_large_is_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judgement, "MAX_BYTES", (folder / "ckpt-000010.layer_stats.json").stat().st_size - 1)
-    assert "8 earlier artifacts are unreadable" in judge(ILL, folder=folder).warnings[0]
+    assert "8 earlier artifacts are unreadable" in judge(ILL, folders=[folder]).warnings[0]
 
 
 def test_files_with_other_names_are_not_opened(folder: Path) -> None:
     for name in (".key.1.tmp", "ckpt-000085.layer_stats.json.bak", "ckpt-x.layer_stats.json", "notes.txt"):
         (folder / name).write_bytes(b"no artifact")
-    assert judge(ILL, folder=folder).warnings == ()
+    assert judge(ILL, folders=[folder]).warnings == ()
 
 
 def test_only_the_newest_fifty_are_looked_at(folder: Path) -> None:
@@ -228,8 +228,17 @@ def test_only_the_newest_fifty_are_looked_at(folder: Path) -> None:
     broken.write_bytes(b"broken")
     for step in range(100, 149):
         put(folder, artifact(step))
-    assert judge(ILL, folder=folder).warnings
+    assert judge(ILL, folders=[folder]).warnings
     put(folder, artifact(149))
-    found = judge(ILL, folder=folder)
+    found = judge(ILL, folders=[folder])
     assert found.warnings == ()
     assert {alert.checkpoints for alert in found.alerts} == {50}
+
+
+def test_the_campaigns_folder_counts_beside_the_artifacts_own(folder: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    for step in (80, 90):
+        put(own, artifact(step))
+    assert {alert.checkpoints for alert in judge(ILL, folders=[own]).alerts} <= {2}
+    assert {alert.checkpoints for alert in judge(ILL, folders=[own, folder]).alerts} == {9}
