@@ -232,6 +232,18 @@ class ArtifactMissing(PermanentError):
     code = "artifact_missing"
 
 
+class CampaignMissing(PermanentError):
+    """No campaign of this name has a folder."""
+
+    code = "campaign_missing"
+
+
+class SummariesLate(TemporaryError):
+    """The summaries could not be brought up to date in the time given; the next update goes on."""
+
+    code = "summaries_late"
+
+
 class JobTimedOut(PermanentError):
     """The job ran longer than its limit."""
 

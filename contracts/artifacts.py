@@ -536,3 +536,288 @@ class LayerDrift(Struct, frozen=True, kw_only=True):
 
 
 Artifact = LayerStats | LayerDrift
+
+
+# Summaries: what a campaign's artifacts say together. They hold no time of their own making, so that one brought up to
+# date and one built anew are equal byte for byte.
+
+
+class LeftOut(Struct, frozen=True, kw_only=True):
+    """A file that takes no part in a summary."""
+
+    file: str
+    """Relative to the campaign's ``analysis`` folder."""
+    code: str
+    reason: str
+
+
+class LayerTimeline(Struct, frozen=True, kw_only=True):
+    """One block's drift over time: arrays aligned with the timeline's ``checkpoints``, null where it has none."""
+
+    name: str
+    drift_l2: tuple[float | None, ...] = ()
+    """``total_l2``, as in the specification."""
+    drift_cosine: tuple[float | None, ...] = ()
+    """``total_cosine``, as in the specification."""
+    layer_type: str = "other"
+    l2: tuple[float | None, ...] = ()
+    relative_l2: tuple[float | None, ...] = ()
+    one_minus_cosine: tuple[float | None, ...] = ()
+    changed_fraction: tuple[float | None, ...] = ()
+    below_resolution: tuple[bool | None, ...] = ()
+    cka: tuple[float | None, ...] = ()
+    """Of the hidden states, with the reference's."""
+
+
+class DriftTimeline(Struct, frozen=True, kw_only=True):
+    """The drift of every block over time: ``summaries/layer_drift_timeline.json``.
+
+    Each checkpoint's drift is the one in its artifact, against the reference named there.
+    """
+
+    version: int = ARTIFACT_VERSION
+    campaign_id: str
+    hero_id: str
+    checkpoints: tuple[int, ...] = ()
+    """Steps of the checkpoints that were compared with a reference, ascending."""
+    layers: dict[str, LayerTimeline] = {}
+    """By block, from the embedding to the head."""
+    reference_steps: tuple[int | None, ...] = ()
+    relative_l2: tuple[float | None, ...] = ()
+    """Of the whole model; so are the following."""
+    l2: tuple[float | None, ...] = ()
+    one_minus_cosine: tuple[float | None, ...] = ()
+    changed_fraction: tuple[float | None, ...] = ()
+    kl: tuple[float | None, ...] = ()
+    """KL(reference ‖ target) of the predictions, in nats."""
+    js: tuple[float | None, ...] = ()
+    top1_agreement: tuple[float | None, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+
+
+class LayerHealthTimeline(Struct, frozen=True, kw_only=True):
+    """One block's health over time: arrays aligned with the timeline's ``checkpoints``, null where it has none."""
+
+    name: str
+    layer_type: str = "other"
+    weight_l2: tuple[float | None, ...] = ()
+    weight_nonfinite: tuple[int | None, ...] = ()
+    """NaN and infinite weights."""
+    activation_mean: tuple[float | None, ...] = ()
+    activation_std: tuple[float | None, ...] = ()
+    activation_percentile_1: tuple[float | None, ...] = ()
+    activation_percentile_99: tuple[float | None, ...] = ()
+    activation_nonfinite: tuple[int | None, ...] = ()
+    rankme: tuple[float | None, ...] = ()
+    anisotropy: tuple[float | None, ...] = ()
+
+
+class HealthAlert(Alert, frozen=True, kw_only=True):
+    """An alert and the checkpoint that raised it."""
+
+    checkpoint_step: int
+
+
+class HealthTimeline(Struct, frozen=True, kw_only=True):
+    """The health of weights, activations and predictions over time: ``summaries/health_timeline.json``."""
+
+    version: int = ARTIFACT_VERSION
+    campaign_id: str
+    hero_id: str
+    checkpoints: tuple[int, ...] = ()
+    """Steps of all analysed checkpoints, ascending."""
+    created_at: tuple[str, ...] = ()
+    layers: dict[str, LayerHealthTimeline] = {}
+    """By block, from the embedding to the head."""
+    weight_l2: tuple[float | None, ...] = ()
+    """Of the whole model; so are the following."""
+    weight_nonfinite: tuple[int | None, ...] = ()
+    entropy: tuple[float | None, ...] = ()
+    """Of the predictions on the probes, in nats."""
+    loss: tuple[float | None, ...] = ()
+    probes: tuple[str | None, ...] = ()
+    """SHA-256 over the probes' and the token ids' hashes: only checkpoints with the same one compare."""
+    alerts: tuple[HealthAlert, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+
+
+StabilityClass = Literal[
+    "bit_frozen", "below_resolution", "settled", "directed", "diffusive", "thrashing", "undetermined"
+]
+
+
+class LayerStability(Struct, frozen=True, kw_only=True):
+    """How one block moves. Distances marked as estimates come from sketches."""
+
+    name: str
+    layer_type: str = "other"
+    stability: StabilityClass
+    reason: str
+    """Why this class, with the numbers."""
+    intervals: int = 0
+    """Intervals of the window in which the block's path is known."""
+    effective_intervals: float | None = None
+    """(Σd)² / Σd²: how many intervals of equal length the path amounts to."""
+    straightness: float | None = None
+    """S: distance from the window's first to its last checkpoint over the length of the path. An estimate."""
+    scaled_straightness: float | None = None
+    """S · √(effective intervals): about 1 for a random walk, more for a direction kept."""
+    lag1_cosine: float | None = None
+    """Mean cosine of an interval's change with the one before. An estimate."""
+    path_length: float | None = None
+    """Sum of the intervals' L2."""
+    displacement: float | None = None
+    """L2 from the window's first to its last checkpoint. An estimate."""
+    latest_rate: float | None = None
+    """Relative L2 a step in the last interval."""
+    peak_rate: float | None = None
+    """Its largest value over the whole campaign."""
+    changed_fraction: float | None = None
+    """Median over the window's intervals in which it was measured."""
+    intervals_below_resolution: int = 0
+    intervals_measured: int = 0
+    """Intervals of the window whose changed fraction was measured: their artifact has the one before as reference."""
+
+
+class LayerTotal(Struct, frozen=True, kw_only=True):
+    """How far a block moved in all artifacts together."""
+
+    layer: str
+    total_drift: float
+    """Sum of ``total_l2``, as in the specification."""
+    total_relative: float | None = None
+    """Sum of the relative L2, which does not favour blocks with more tensors."""
+
+
+class StabilityReport(Struct, frozen=True, kw_only=True):
+    """Which blocks are stable: ``summaries/stability_report.json``."""
+
+    version: int = ARTIFACT_VERSION
+    campaign_id: str
+    hero_id: str
+    checkpoints: tuple[int, ...] = ()
+    """Steps of the window: the newest analysed checkpoints."""
+    is_estimate: bool = True
+    """Straightness and direction are estimated from sketches; so is drift where an artifact has another reference."""
+    layers: dict[str, LayerStability] = {}
+    frozen: tuple[str, ...] = ()
+    """Blocks of class ``bit_frozen``."""
+    below_resolution: tuple[str, ...] = ()
+    settled: tuple[str, ...] = ()
+    directed: tuple[str, ...] = ()
+    diffusive: tuple[str, ...] = ()
+    thrashing: tuple[str, ...] = ()
+    undetermined: tuple[str, ...] = ()
+    top_movers: tuple[LayerTotal, ...] = ()
+    """All blocks over the whole campaign, the one with the largest ``total_drift`` first."""
+    judgements: dict[str, float] = {}
+    """The thresholds, which have no source but judgement."""
+    left_out: tuple[LeftOut, ...] = ()
+
+
+class SkillInterval(Struct, frozen=True, kw_only=True):
+    """From one evaluated and analysed checkpoint to the next."""
+
+    base_step: int
+    target_step: int
+    score_change: float
+    standard_error: float | None = None
+    """Of the change; null where the sample size is not known or the score is no proportion."""
+    drift: Literal["exact", "estimate"] | None = None
+    """Where the blocks' drift comes from: an artifact, or sketches; null: there is none."""
+    is_used: bool = False
+    reason: str | None = None
+    """Why it is left out."""
+
+
+class BlockImpact(Struct, frozen=True, kw_only=True):
+    """How a block's drift goes along with a skill's score."""
+
+    layer: str
+    layer_type: str = "other"
+    spearman: float | None = None
+    """Of the score's change with the block's relative drift, over the intervals used."""
+    p_adjusted: float | None = None
+    """Two-sided, adjusted for the number of blocks; null below 6 intervals."""
+    spearman_share: float | None = None
+    """The same with the block's share of the interval's drift, the sum of all blocks' relative drifts."""
+    p_adjusted_share: float | None = None
+
+
+class SkillFinding(Struct, frozen=True, kw_only=True):
+    """What can be said of one skill."""
+
+    skill: str
+    checkpoints: tuple[int, ...] = ()
+    """Steps at which it was evaluated, ascending."""
+    scores: tuple[float, ...] = ()
+    num_samples: tuple[int | None, ...] = ()
+    intervals: tuple[SkillInterval, ...] = ()
+    intervals_used: int = 0
+    support: Literal["none", "ranking", "exploratory", "tested"] = "none"
+    """none: below 3 intervals; ranking: below 6; exploratory: 6 and 7; tested: from 8."""
+    method: Literal["exact", "monte_carlo"] | None = None
+    """How p was found: over all orders of the changes, or over random ones."""
+    permutations: int = 0
+    layers: tuple[BlockImpact, ...] = ()
+    """The largest absolute Spearman first."""
+    blocks_left_out: dict[str, str] = {}
+    """Blocks that take no part, and why."""
+    supports: str = ""
+    """What these data support."""
+    does_not_support: str = ""
+
+
+class SkillImpact(Struct, frozen=True, kw_only=True):
+    """Which blocks move when a skill's score does: ``summaries/skill_impact.json``."""
+
+    version: int = ARTIFACT_VERSION
+    campaign_id: str
+    hero_id: str
+    skills: dict[str, SkillFinding] = {}
+    judgements: dict[str, float] = {}
+    left_out: tuple[LeftOut, ...] = ()
+
+
+class SkillScore(Struct, frozen=True, kw_only=True):
+    """One evaluation."""
+
+    step: int
+    score: float
+    num_samples: int | None = None
+
+
+class SkillHistory(Struct, frozen=True, kw_only=True):
+    """Every skill's scores, as heard on the bus: ``analysis/skills.json``."""
+
+    version: int = ARTIFACT_VERSION
+    campaign_id: str
+    hero_id: str
+    skills: dict[str, tuple[SkillScore, ...]] = {}
+    """By skill, ascending by step; one a step, the last heard."""
+
+
+class EstimatedDrift(Struct, frozen=True, kw_only=True):
+    """A distance estimated from sketches."""
+
+    l2: float
+    relative_l2: float | None = None
+    """Over the base's norm; null where that is 0 or not known."""
+    spread: float = 0.0
+    """Relative standard deviation of the estimate; 0: exact, all tensors are kept whole. At most double."""
+    tensors: int = 0
+
+
+class DriftEstimate(Struct, frozen=True, kw_only=True):
+    """How far two analysed checkpoints are apart, from their sketches; neither needs to exist any more."""
+
+    version: int = ARTIFACT_VERSION
+    campaign_id: str
+    hero_id: str
+    base_step: int
+    target_step: int
+    is_estimate: bool = True
+    whole: EstimatedDrift
+    layers: dict[str, EstimatedDrift] = {}
+    not_compared: tuple[str, ...] = ()
+    """Tensors on one side only, or of another size."""

@@ -40,6 +40,12 @@ _STORED: Final[dict[str, type[Struct]]] = {
     "campaign_record": records.CampaignRecord,
     "layer_stats": artifacts.LayerStats,
     "layer_drift": artifacts.LayerDrift,
+    "layer_drift_timeline": artifacts.DriftTimeline,
+    "health_timeline": artifacts.HealthTimeline,
+    "stability_report": artifacts.StabilityReport,
+    "skill_impact": artifacts.SkillImpact,
+    "skill_history": artifacts.SkillHistory,
+    "drift_estimate": artifacts.DriftEstimate,
 }
 
 EXAMPLES: Final[dict[str, JsonObject]] = {

@@ -1,4 +1,4 @@
-"""Where a campaign's files lie. Names only; nothing is read or made, except by ``campaign_folders``."""
+"""Where a campaign's files lie. Names only; nothing is made, and only the last function and ``has_artifacts`` look."""
 
 import re
 from collections.abc import Iterator
@@ -73,6 +73,11 @@ class CampaignFolder(Struct, frozen=True, kw_only=True):
         return self.analysis / "summaries"
 
     @property
+    def has_artifacts(self) -> bool:
+        """Whether a checkpoint of this campaign was ever analysed."""
+        return self.layer_stats(0).parent.is_dir()
+
+    @property
     def timeline(self) -> Path:
         """The drift of every block over time."""
         return self.summaries / "layer_drift_timeline.json"
@@ -81,6 +86,21 @@ class CampaignFolder(Struct, frozen=True, kw_only=True):
     def stability(self) -> Path:
         """Which blocks are stable."""
         return self.summaries / "stability_report.json"
+
+    @property
+    def health(self) -> Path:
+        """The health of every block over time."""
+        return self.summaries / "health_timeline.json"
+
+    @property
+    def skill_impact(self) -> Path:
+        """Which blocks move when a skill's score does."""
+        return self.summaries / "skill_impact.json"
+
+    @property
+    def skills(self) -> Path:
+        """Every skill's scores, as heard on the bus."""
+        return self.analysis / "skills.json"
 
     def layer_stats(self, step: int) -> Path:
         """The ``layer_stats`` artifact of a checkpoint."""

@@ -168,22 +168,70 @@ def decode_sketch(content: bytes) -> Sketch:
         ArtifactInvalid: They are no sketch.
     """
     try:
-        (length,) = _LENGTH.unpack_from(content)
-        if length > MAX_HEADER_BYTES:
-            raise ValueError(f"its header claims {length} bytes")  # noqa: EM102, TRY003, TRY301 - reworded just below
-        document = json.loads(content[_LENGTH.size : _LENGTH.size + length])
-        metadata = document.pop("__metadata__")
-        header = SketchHeader(
-            version=int(metadata["version"]),
-            seed=int(metadata["seed"]),
-            width=int(metadata["width"]),
-            fingerprint=metadata["fingerprint"],
-            step=int(metadata["step"]),
-        )
-        return Sketch(header=header, tensors=dict(_tensors(document, content[_LENGTH.size + length :])))
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        msg = f"a sketch of {len(content)} bytes cannot be read: {error}; analyse its checkpoint again"
-        raise ArtifactInvalid(msg) from error
+        header, document, start = _decode_start(content)
+        return Sketch(header=header, tensors=dict(_tensors(document, content[start:])))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
+        raise _unreadable(len(content), error) from error
+
+
+def start_bytes(content: bytes) -> int:
+    """How many bytes of a file ``decode_header`` needs, from the first 8 of them.
+
+    Raises:
+        ArtifactInvalid: They are no sketch's.
+    """
+    try:
+        return _start(content)
+    except (ValueError, struct.error) as error:
+        raise _unreadable(len(content), error) from error
+
+
+def decode_header(content: bytes, *, file_bytes: int) -> SketchHeader:
+    """The header of a sketch, from the start of its file.
+
+    Args:
+        content: As much as ``start_bytes`` says.
+        file_bytes: Size of the whole file: one that lacks a tensor is no sketch.
+
+    Raises:
+        ArtifactInvalid: It is no sketch, or not a whole one.
+    """
+    try:
+        header, document, start = _decode_start(content)
+        end = max((int(entry["data_offsets"][1]) for entry in document.values()), default=0)
+        if start + end > file_bytes:
+            raise ValueError(f"its tensors end at byte {start + end}")  # noqa: EM102, TRY003, TRY301 - reworded below
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, struct.error) as error:
+        raise _unreadable(file_bytes, error) from error
+    return header
+
+
+def _start(content: bytes) -> int:
+    (length,) = _LENGTH.unpack_from(content)
+    if length > MAX_HEADER_BYTES:
+        msg = f"its header claims {length} bytes"
+        raise ValueError(msg)
+    return _LENGTH.size + int(length)
+
+
+def _decode_start(content: bytes) -> tuple[SketchHeader, dict[str, Any], int]:
+    """The header, the tensors' entries, and where the tensors begin."""
+    start = _start(content)
+    document = json.loads(content[_LENGTH.size : start])
+    metadata = document.pop("__metadata__")
+    header = SketchHeader(
+        version=int(metadata["version"]),
+        seed=int(metadata["seed"]),
+        width=int(metadata["width"]),
+        fingerprint=str(metadata["fingerprint"]),
+        step=int(metadata["step"]),
+    )
+    return header, document, start
+
+
+def _unreadable(size: int, error: Exception) -> ArtifactInvalid:
+    msg = f"a sketch of {size} bytes cannot be read: {error}; analyse its checkpoint again"
+    return ArtifactInvalid(msg)
 
 
 def _tensors(document: dict[str, Any], payload: bytes) -> Iterator[tuple[str, Floats]]:

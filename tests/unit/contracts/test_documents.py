@@ -29,6 +29,12 @@ STORED: dict[str, type[Struct]] = {
     "campaign_record": records.CampaignRecord,
     "layer_stats": artifacts.LayerStats,
     "layer_drift": artifacts.LayerDrift,
+    "layer_drift_timeline": artifacts.DriftTimeline,
+    "health_timeline": artifacts.HealthTimeline,
+    "stability_report": artifacts.StabilityReport,
+    "skill_impact": artifacts.SkillImpact,
+    "skill_history": artifacts.SkillHistory,
+    "drift_estimate": artifacts.DriftEstimate,
 }
 
 GENERATED = {name.removesuffix(".json"): json.loads(content) for name, content in documents.documents().items()}

@@ -1,0 +1,1 @@
+"""Summaries: what a campaign's artifacts say together; brought up to date one artifact at a time."""

@@ -1,0 +1,205 @@
+"""Brings a campaign's summaries up to date, or builds them anew: the same code either way, with and without a store.
+
+Called by the daemon after each job, by its sweep, and by ``summarize``. What is on the disk decides: the folder is
+listed, files whose signature is known are not read again, and the summaries are a pure function of what all of them
+hold. So it does not matter who calls, how often, in which order, or after which crash.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from archaeologist.artifacts.paths import CampaignFolder
+from archaeologist.artifacts.store import put_in_place, read_layer_stats, write_whole
+from archaeologist.errors import ArchaeologistError, ArtifactInvalid, ArtifactUnwritable, SummariesLate
+from archaeologist.summaries import sources, store
+from archaeologist.summaries.extract import Extract, extract
+from archaeologist.summaries.sketches import Sketches
+from archaeologist.summaries.sources import Source
+from archaeologist.summaries.store import Entry, Store
+from archaeologist.summaries.table import Table
+from archaeologist.summaries.timelines import drift_timeline, health_timeline
+from contracts.artifacts import LeftOut
+
+LOCK: Final = ".summaries.lock"
+LOCK_RETRY_SECONDS: Final = 0.02
+
+
+class Outcome(NamedTuple):
+    """What an update found."""
+
+    checkpoints: int
+    """That the summaries cover."""
+    read: int
+    """Artifacts that had to be read."""
+    left_out: tuple[LeftOut, ...]
+    is_changed: bool
+    """Whether the summaries were written; False: they were up to date."""
+
+
+def update(folder: CampaignFolder, *, until: float | None = None) -> Outcome:
+    """Brings the summaries up to date with what lies in the campaign's folder. Blocking.
+
+    Args:
+        folder: The campaign.
+        until: When to stop, by ``time.monotonic``; None: never. What was read by then is kept.
+
+    Raises:
+        SummariesLate: The time is up, or somebody else holds the lock that long.
+        ArtifactUnwritable: The summaries cannot be written; the old ones stay.
+    """
+    return _brought_up_to_date(folder, until=until, is_fresh=False)
+
+
+def rebuild(folder: CampaignFolder, *, until: float | None = None) -> Outcome:
+    """Builds the summaries from the artifacts alone; arguments and errors as for ``update``."""
+    return _brought_up_to_date(folder, until=until, is_fresh=True)
+
+
+def is_current(folder: CampaignFolder) -> bool:
+    """Whether there is nothing to do: no artifact, or summaries made of exactly what lies there."""
+    inputs = _Inputs.of(folder)
+    return not inputs.artifacts or _is_current(folder, inputs, store.load(folder.summaries))
+
+
+class _Inputs(NamedTuple):
+    """What the summaries are made of."""
+
+    artifacts: list[Source]
+    sketches: dict[str, str]
+    skills: str | None
+
+    @classmethod
+    def of(cls, folder: CampaignFolder) -> "_Inputs":
+        return cls(sources.artifacts(folder), sources.sketches(folder), sources.signature(folder.skills))
+
+    def digest(self) -> str:
+        artifacts = [(source.path.name, source.signature) for source in self.artifacts]
+        return hashlib.sha256(msgspec.json.encode([artifacts, sorted(self.sketches.items()), self.skills])).hexdigest()
+
+
+def _brought_up_to_date(folder: CampaignFolder, *, until: float | None, is_fresh: bool) -> Outcome:
+    try:
+        folder.summaries.mkdir(parents=True, exist_ok=True)
+        with _locked(folder, until):
+            inputs = _Inputs.of(folder)
+            known = Store() if is_fresh else store.load(folder.summaries)
+            if _is_current(folder, inputs, known):
+                return Outcome(len(_extracts(known)), 0, _problems(known), is_changed=False)
+            return _summarized(folder, inputs, known, until=until)
+    except OSError as error:
+        msg = f"summaries in {str(folder.summaries)!r} cannot be written: {error.strerror or error}; check their disk"
+        raise ArtifactUnwritable(msg) from error
+
+
+def _summarized(folder: CampaignFolder, inputs: _Inputs, known: Store, *, until: float | None) -> Outcome:
+    before = known.entries
+    entries: dict[str, Entry] = {}
+    for number, source in enumerate(inputs.artifacts):
+        entry = before.get(source.path.name)
+        is_known = entry is not None and entry.signature == source.signature
+        if not is_known and until is not None and time.monotonic() > until:
+            rest = {name: entry for name, entry in before.items() if name not in entries}
+            store.save(folder.summaries, msgspec.structs.replace(known, inputs="", entries={**rest, **entries}))
+            msg = f"{number} of {len(inputs.artifacts)} artifacts were read in time; the next update goes on from there"
+            raise SummariesLate(msg)
+        entries[source.path.name] = entry if entry is not None and is_known else _read(folder, source)
+    fresh = Store(entries=entries, sketches=known.sketches, distances=known.distances, turns=known.turns)
+    extracts = _extracts(fresh)
+    sketches = Sketches(folder, extracts, signatures=inputs.sketches, store=fresh, until=until)
+    try:
+        left_out = _write_all(folder, Table(list(extracts.values())), sketches, _problems(fresh))
+    except SummariesLate:
+        partly = {"distances": {**fresh.distances, **sketches.distances}, "turns": {**fresh.turns, **sketches.turns}}
+        store.save(folder.summaries, msgspec.structs.replace(fresh, **partly))
+        raise
+    measured = {"sketches": sketches.checked, "distances": sketches.distances, "turns": sketches.turns}
+    store.save(folder.summaries, msgspec.structs.replace(fresh, inputs=inputs.digest(), **measured))
+    read = sum(name not in before or before[name] is not entry for name, entry in entries.items())
+    return Outcome(len(extracts), read, left_out, is_changed=True)
+
+
+def _read(folder: CampaignFolder, source: Source) -> Entry:
+    """An artifact's extract, or why it has none."""
+    try:
+        if source.step is None:
+            msg = f"{source.path.name!r} is not the name of an artifact, ckpt-000100.layer_stats.json for instance"
+            raise ArtifactInvalid(msg)
+        artifact = read_layer_stats(source.path)
+        for name, expected, found in (
+            ("checkpoint_step", source.step, artifact.checkpoint_step),
+            ("hero_id", folder.hero_id, artifact.hero_id),
+            ("campaign_id", folder.campaign_id, artifact.campaign_id),
+        ):
+            if expected != found:
+                msg = f"its {name} is {found!r}, its place says {expected!r}; move it to where it belongs"
+                raise ArtifactInvalid(msg)
+    except ArchaeologistError as error:
+        file = str(source.path.relative_to(folder.analysis))
+        return Entry(signature=source.signature, problem=LeftOut(file=file, code=error.code, reason=str(error)))
+    return Entry(signature=source.signature, extract=extract(artifact))
+
+
+def _write_all(
+    folder: CampaignFolder, table: Table, sketches: Sketches, unreadable: tuple[LeftOut, ...]
+) -> tuple[LeftOut, ...]:
+    """Computes and writes every summary; what was left out of them."""
+    whose = {"hero_id": folder.hero_id, "campaign_id": folder.campaign_id}
+    _write(folder.timeline, drift_timeline(table, left_out=unreadable, **whose))
+    _write(folder.health, health_timeline(table, left_out=unreadable, **whose))
+    return (*unreadable, *sketches.problems)
+
+
+def _write(path: Path, summary: Struct) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    write_whole(temporary, msgspec.json.encode(summary))
+    put_in_place(temporary, path, superseded_folder=None)
+
+
+def _extracts(known: Store) -> dict[int, Extract]:
+    """By step, ascending."""
+    found = [entry.extract for entry in known.entries.values() if entry.extract]
+    return {one.step: one for one in sorted(found, key=lambda one: one.step)}
+
+
+def _problems(known: Store) -> tuple[LeftOut, ...]:
+    return tuple(entry.problem for entry in known.entries.values() if entry.problem)
+
+
+def _is_current(folder: CampaignFolder, inputs: _Inputs, known: Store) -> bool:
+    return known.inputs == inputs.digest() and all(path.exists() for path in (folder.timeline, folder.health))
+
+
+@contextlib.contextmanager
+def _locked(folder: CampaignFolder, until: float | None) -> Iterator[None]:
+    """Nobody else writes this campaign's summaries meanwhile; on file systems without locks, the last one wins."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(folder.analysis / LOCK, flags, 0o644)
+    try:
+        _acquire(descriptor, until)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _acquire(descriptor: int, until: float | None) -> None:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if until is not None and time.monotonic() > until:
+                msg = "somebody else is writing the campaign's summaries and takes long; try again later"
+                raise SummariesLate(msg) from None
+            time.sleep(LOCK_RETRY_SECONDS)
+        except OSError:
+            return  # the file system cannot lock
+        else:
+            return

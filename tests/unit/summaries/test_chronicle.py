@@ -1,0 +1,286 @@
+"""Summaries of campaigns on the disk: brought up to date or built anew, they are the same."""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from archaeologist.artifacts.paths import CampaignFolder
+from archaeologist.errors import ArtifactUnwritable, SummariesLate
+from archaeologist.summaries import chronicle, store
+from archaeologist.summaries.chronicle import is_current, rebuild, update
+from contracts.artifacts import Alert, DriftTimeline, HealthTimeline
+from tests.fixtures.histories import Weights, artifact, folder_in, place_whole, put, put_all, with_activations
+
+BLOCKS = ("model.embed_tokens", "model.layers.0", "model.layers.1")
+STEPS = (100, 200, 300, 400)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> CampaignFolder:
+    """A campaign without artifacts."""
+    return folder_in(tmp_path)
+
+
+def weights(step: int, blocks: tuple[str, ...] = BLOCKS) -> Weights:
+    generator = np.random.default_rng(step)
+    return {f"{block}.mlp.weight": generator.standard_normal(8) for block in blocks}
+
+
+def summaries(folder: CampaignFolder) -> dict[str, bytes]:
+    """What every summary holds, by name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.summaries.glob("*.json"))}
+
+
+def timeline(folder: CampaignFolder) -> DriftTimeline:
+    return msgspec.json.decode(folder.timeline.read_bytes(), type=DriftTimeline)
+
+
+def health(folder: CampaignFolder) -> HealthTimeline:
+    return msgspec.json.decode(folder.health.read_bytes(), type=HealthTimeline)
+
+
+def built_anew(folder: CampaignFolder) -> dict[str, bytes]:
+    rebuild(folder)
+    return summaries(folder)
+
+
+def test_updates_in_any_order_equal_a_rebuild_byte_for_byte(folder: CampaignFolder) -> None:
+    for step in (300, 100, 400, 200):
+        before = (step - 100, weights(step - 100)) if step > 100 else None
+        put(folder, step, weights(step), reference=before)
+        assert update(folder).read == 1
+    brought = summaries(folder)
+    assert brought == built_anew(folder)
+    assert timeline(folder).checkpoints == (200, 300, 400)
+    assert health(folder).checkpoints == STEPS
+
+
+def test_the_timeline_has_the_specification_s_arrays(folder: CampaignFolder) -> None:
+    put_all(folder, {step: weights(step) for step in STEPS})
+    update(folder)
+    found = json.loads(folder.timeline.read_bytes())
+    layer = found["layers"]["model.layers.0"]
+    change = weights(300)["model.layers.0.mlp.weight"] - weights(200)["model.layers.0.mlp.weight"]
+    assert layer["name"] == "model.layers.0"
+    assert layer["drift_l2"][1] == pytest.approx(float(np.linalg.norm(change)), rel=1e-12)
+    assert layer["drift_cosine"] == [0.5, 0.5, 0.5]
+    assert found["reference_steps"] == [100, 200, 300]
+
+
+def test_arrays_stay_aligned_when_a_block_is_missing_in_the_middle(folder: CampaignFolder) -> None:
+    for step, blocks in {200: BLOCKS, 300: BLOCKS[:2], 400: BLOCKS}.items():
+        put(folder, step, weights(step, blocks), reference=(100, weights(100)))
+    update(folder)
+    found = timeline(folder)
+    assert list(found.layers) == list(BLOCKS)
+    late = found.layers["model.layers.1"]
+    assert late.drift_l2[0] is not None
+    assert late.drift_l2[1] is None
+    assert late.below_resolution == (False, None, False)
+    for layer in found.layers.values():
+        arrays = [value for value in msgspec.structs.asdict(layer).values() if isinstance(value, tuple)]
+        assert {len(array) for array in arrays} == {3}
+
+
+def test_health_covers_checkpoints_without_drift_too(folder: CampaignFolder) -> None:
+    alert = Alert(severity="warning", family="entropy", metric="entropy", message="it falls")
+    place_whole(folder.layer_stats(100), msgspec.json.encode(artifact(100, weights(100))))
+    ill = with_activations(replace(artifact(200, weights(200)), alerts=(alert,)), std=1.5, entropy=2.5)
+    place_whole(folder.layer_stats(200), msgspec.json.encode(ill))
+    update(folder)
+    found = health(folder)
+    assert timeline(folder).checkpoints == ()
+    assert found.entropy == (None, 2.5)
+    assert found.layers["model.layers.0"].activation_std == (None, 1.5)
+    assert found.layers["model.layers.0"].activation_percentile_99 == (None, 3.0)
+    assert found.layers["model.layers.0"].weight_nonfinite == (0, 0)
+    assert [(one.checkpoint_step, one.message) for one in found.alerts] == [(200, "it falls")]
+    assert found.probes[0] is None
+
+
+def test_a_second_update_reads_nothing_and_writes_nothing(folder: CampaignFolder) -> None:
+    put_all(folder, {step: weights(step) for step in STEPS})
+    assert update(folder).is_changed
+    before = folder.timeline.stat().st_mtime_ns
+    assert update(folder) == chronicle.Outcome(4, 0, (), is_changed=False)
+    assert folder.timeline.stat().st_mtime_ns == before
+
+
+def test_a_step_analysed_again_replaces_its_predecessor(folder: CampaignFolder) -> None:
+    put_all(folder, {step: weights(step) for step in STEPS})
+    update(folder)
+    other = weights(1)
+    put(folder, 300, other, reference=(200, weights(200)))
+    assert update(folder).read == 1
+    change = other["model.layers.0.mlp.weight"] - weights(200)["model.layers.0.mlp.weight"]
+    layer = timeline(folder).layers["model.layers.0"]
+    assert layer.drift_l2[1] == pytest.approx(float(np.linalg.norm(change)), rel=1e-12)
+    assert len(layer.drift_l2) == 3
+    assert summaries(folder) == built_anew(folder)
+
+
+def test_an_artifact_that_was_taken_away_is_no_longer_there(folder: CampaignFolder) -> None:
+    put_all(folder, {step: weights(step) for step in STEPS})
+    update(folder)
+    folder.layer_stats(300).unlink()
+    update(folder)
+    assert health(folder).checkpoints == (100, 200, 400)
+    assert summaries(folder) == built_anew(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is not one"),
+        (b"{" * 100_000, "is not one"),
+        (b'{"version": 1, "job_key": "k", "checkpoint_path": "p"}', "is not one"),
+        (b'{"version": 99, "job_key": "k"}', "upgrade archaeologist"),
+        (msgspec.json.encode(artifact(777, weights(1))), "checkpoint_step is 777"),
+        (msgspec.json.encode(replace(artifact(300, weights(1)), campaign_id="other")), "campaign_id is 'other'"),
+    ],
+    ids=["empty", "nested", "half", "future", "other step", "other campaign"],
+)
+def test_a_bad_artifact_is_told_of_and_the_others_are_served(folder: CampaignFolder, content: bytes, says: str) -> None:
+    put_all(folder, {step: weights(step) for step in STEPS})
+    place_whole(folder.layer_stats(300), content)
+    assert update(folder).read == 4
+    found = timeline(folder)
+    assert found.checkpoints == (200, 400)
+    assert [problem.file for problem in found.left_out] == ["layer_stats/ckpt-000300.layer_stats.json"]
+    assert says in found.left_out[0].reason
+    assert health(folder).left_out == found.left_out
+    assert update(folder).read == 0, "it is not read again while it is the same"
+    assert summaries(folder) == built_anew(folder)
+
+
+def test_files_with_other_names_are_told_of_or_passed_over(folder: CampaignFolder) -> None:
+    put_all(folder, {100: weights(100)})
+    beside = folder.layer_stats(100).parent
+    (beside / "ckpt-100.layer_stats.json").write_bytes(folder.layer_stats(100).read_bytes())
+    (beside / ".key.1.tmp").write_bytes(b"half")
+    (beside / "notes.txt").write_bytes(b"x")
+    (beside / "ckpt-000500.layer_stats.json").symlink_to(beside / "nowhere")
+    update(folder)
+    assert health(folder).checkpoints == (100,)
+    assert [problem.code for problem in health(folder).left_out] == ["artifact_missing", "artifact_invalid"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 100, None])
+def test_a_damaged_store_costs_a_rebuild_and_nothing_else(folder: CampaignFolder, damage: bytes | None) -> None:
+    put_all(folder, {step: weights(step) for step in STEPS})
+    update(folder)
+    expected = summaries(folder)
+    kept = folder.summaries / store.NAME
+    kept.write_bytes(kept.read_bytes()[:-3] + b"abc" if damage is None else damage)
+    assert update(folder).read == 4
+    assert summaries(folder) == expected
+
+
+def test_a_store_of_another_program_version_is_not_used(
+    folder: CampaignFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_all(folder, {step: weights(step) for step in STEPS})
+    monkeypatch.setattr("archaeologist.__version__", "0.0.1")
+    store.save(_made(folder.summaries), store.Store(program="0.0.1"))
+    monkeypatch.undo()
+    assert store.load(folder.summaries) == store.Store()
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def test_a_summary_that_was_removed_is_written_again(folder: CampaignFolder) -> None:
+    put_all(folder, {step: weights(step) for step in STEPS})
+    update(folder)
+    folder.health.unlink()
+    assert not is_current(folder)
+    assert update(folder).is_changed
+    assert is_current(folder)
+
+
+def test_an_update_that_runs_out_of_time_keeps_what_it_read(folder: CampaignFolder) -> None:
+    put_all(folder, {step: weights(step) for step in STEPS})
+    ticks = iter(range(100))
+
+    class Clock:
+        @staticmethod
+        def monotonic() -> float:
+            return float(next(ticks))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chronicle, "time", Clock)
+        with pytest.raises(SummariesLate, match="2 of 4"):
+            update(folder, until=1.5)
+    assert not folder.timeline.exists()
+    assert update(folder).read == 2
+    assert summaries(folder) == built_anew(folder)
+
+
+def test_writers_at_once_lose_no_artifact(folder: CampaignFolder) -> None:
+    def add(step: int) -> None:
+        put(folder, step, weights(step), reference=(0, weights(0)))
+        update(folder)
+
+    threads = [threading.Thread(target=add, args=(step,)) for step in range(1, 9)]
+    threads.append(threading.Thread(target=rebuild, args=(folder,)))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert timeline(folder).checkpoints == tuple(range(1, 9))
+    assert summaries(folder) == built_anew(folder)
+
+
+def test_who_waits_too_long_for_the_lock_says_so(folder: CampaignFolder) -> None:
+    put_all(folder, {100: weights(100)})
+    with chronicle._locked(folder, None), pytest.raises(SummariesLate, match="somebody else"):
+        update(folder, until=time.monotonic())
+
+
+def test_a_folder_that_cannot_be_written_is_a_coded_error(folder: CampaignFolder) -> None:
+    folder.summaries.write_bytes(b"a file where the folder should be")
+    with pytest.raises(ArtifactUnwritable, match="cannot be written"):
+        update(folder)
+
+
+def test_a_reader_never_sees_half_a_summary(folder: CampaignFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_all(folder, {step: weights(step) for step in STEPS})
+    update(folder)
+    before = summaries(folder)
+
+    def full(*_: Any) -> int:
+        raise OSError(28, os.strerror(28))
+
+    put(folder, 500, weights(500))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(ArtifactUnwritable, match="free space"):
+            update(folder)
+    assert summaries(folder) == before
+    update(folder)
+    assert health(folder).checkpoints[-1] == 500
+
+
+def test_an_empty_campaign_has_empty_summaries(folder: CampaignFolder) -> None:
+    assert update(folder).checkpoints == 0
+    assert timeline(folder) == DriftTimeline(campaign_id="campaign", hero_id="hero")
+
+
+def test_numbers_that_overflow_or_are_null_stay_null(folder: CampaignFolder) -> None:
+    found = artifact(200, weights(200), reference=(100, weights(100)))
+    block = replace(found.drift_stats["model.layers.0"], total_l2=None, relative_l2=1.7e308)
+    odd = replace(found, drift_stats={**found.drift_stats, "model.layers.0": block})
+    place_whole(folder.layer_stats(200), msgspec.json.encode(odd))
+    update(folder)
+    layer = timeline(folder).layers["model.layers.0"]
+    assert (layer.drift_l2, layer.relative_l2) == ((None,), (1.7e308,))
