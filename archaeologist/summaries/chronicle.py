@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -22,12 +22,14 @@ from archaeologist.artifacts.store import put_in_place, read_layer_stats, write_
 from archaeologist.errors import ArchaeologistError, ArtifactInvalid, ArtifactUnwritable, SummariesLate
 from archaeologist.summaries import sources, store
 from archaeologist.summaries.extract import Extract, extract
+from archaeologist.summaries.intervals import Pair, consecutive, estimates_needed
 from archaeologist.summaries.sketches import Sketches
 from archaeologist.summaries.sources import Source
+from archaeologist.summaries.stability import stability_report, window
 from archaeologist.summaries.store import Entry, Store
 from archaeologist.summaries.table import Table
 from archaeologist.summaries.timelines import drift_timeline, health_timeline
-from contracts.artifacts import LeftOut
+from contracts.artifacts import LeftOut, StabilityReport
 
 LOCK: Final = ".summaries.lock"
 LOCK_RETRY_SECONDS: Final = 0.02
@@ -153,9 +155,34 @@ def _write_all(
 ) -> tuple[LeftOut, ...]:
     """Computes and writes every summary; what was left out of them."""
     whose = {"hero_id": folder.hero_id, "campaign_id": folder.campaign_id}
+    stability = _stability(table, sketches, unreadable, whose)
     _write(folder.timeline, drift_timeline(table, left_out=unreadable, **whose))
     _write(folder.health, health_timeline(table, left_out=unreadable, **whose))
+    _write(folder.stability, stability)
     return (*unreadable, *sketches.problems)
+
+
+def _stability(
+    table: Table, sketches: Sketches, unreadable: tuple[LeftOut, ...], whose: dict[str, str]
+) -> StabilityReport:
+    distances = _distances(sketches, estimates_needed(table, consecutive(table)))
+    covered = window(table, distances, has_sketch=sketches.is_usable)
+    turns = {turn: found for turn in covered.turns if (found := sketches.turn(*turn)) is not None}
+    ends = [covered.ends] if covered.ends else []
+    return stability_report(
+        table,
+        covered=covered,
+        distances={**distances, **_distances(sketches, ends)},
+        turns=turns,
+        left_out=(*unreadable, *sketches.problems),
+        **whose,
+    )
+
+
+def _distances(sketches: Sketches, pairs: Iterable[Pair]) -> dict[Pair, dict[str, float]]:
+    """What the sketches say of each pair; those with a sketch that cannot be used are not in it."""
+    found = ((pair, sketches.distance(*pair)) for pair in pairs)
+    return {pair: blocks for pair, blocks in found if blocks is not None}
 
 
 def _write(path: Path, summary: Struct) -> None:
@@ -175,7 +202,8 @@ def _problems(known: Store) -> tuple[LeftOut, ...]:
 
 
 def _is_current(folder: CampaignFolder, inputs: _Inputs, known: Store) -> bool:
-    return known.inputs == inputs.digest() and all(path.exists() for path in (folder.timeline, folder.health))
+    written = (folder.timeline, folder.health, folder.stability)
+    return known.inputs == inputs.digest() and all(path.exists() for path in written)
 
 
 @contextlib.contextmanager

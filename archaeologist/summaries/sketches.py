@@ -12,6 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.artifacts.store import read_layer_stats
 from archaeologist.checkpoints.names import place
@@ -21,6 +23,7 @@ from archaeologist.statistics.sketch import (
     SEED,
     VERSION,
     WIDTH,
+    Floats,
     Sketch,
     decode_header,
     decode_sketch,
@@ -35,11 +38,6 @@ HELD: Final = 6
 """Sketches in memory at once: the three of a turn, the ends of the window, and one to come."""
 MAX_BYTES: Final = 1_000_000_000
 FIRST_BYTES: Final = 8
-
-Distances = Mapping[tuple[int, int], Mapping[str, float]]
-"""L2 of each block's change, by the steps of base and target."""
-Turns = Mapping[tuple[int, int, int], Mapping[str, float]]
-"""Cosine of each block's changes over two intervals that follow each other, by their three steps."""
 
 
 class Sketches:
@@ -184,8 +182,9 @@ def block_distances(target: Sketch, base: Sketch) -> dict[str, float]:
     """L2 of each block's change, an estimate."""
     squares: dict[str, list[float]] = defaultdict(list)
     for name, change in differences(target, base).items():
-        squares[_block(name)].append(float(change @ change))
-    return {name: math.sqrt(math.fsum(parts)) for name, parts in squares.items()}
+        squares[_block(name)].append(_dot(change, change))
+    found = {name: math.sqrt(sum(parts)) for name, parts in squares.items()}
+    return {name: length for name, length in found.items() if math.isfinite(length)}
 
 
 def block_turns(first: Sketch, second: Sketch, third: Sketch) -> dict[str, float]:
@@ -195,13 +194,19 @@ def block_turns(first: Sketch, second: Sketch, third: Sketch) -> dict[str, float
     for name in earlier.keys() & later.keys():
         one, other = earlier[name], later[name]
         if one.shape == other.shape:
-            sums[_block(name)].append((float(one @ other), float(one @ one), float(other @ other)))
+            sums[_block(name)].append((_dot(one, other), _dot(one, one), _dot(other, other)))
     found = {}
     for block in sorted(sums):
-        dot, square, other_square = (math.fsum(parts) for parts in zip(*sums[block], strict=True))
-        if square > 0 and other_square > 0:
+        dot, square, other_square = (sum(parts) for parts in zip(*sums[block], strict=True))
+        if square > 0 and other_square > 0 and math.isfinite(dot):
             found[block] = max(-1.0, min(1.0, dot / math.sqrt(square) / math.sqrt(other_square)))
     return found
+
+
+def _dot(one: Floats, other: Floats) -> float:
+    # A damaged sketch may hold anything; what overflows is left out by the callers.
+    with np.errstate(all="ignore"):
+        return float(one @ other)
 
 
 _block: Callable[[str], str] = lru_cache(maxsize=65536)(lambda name: place(name).block)
@@ -221,14 +226,14 @@ def estimate(target: Sketch, base: Sketch, *, norms: Mapping[str, float | None])
     """
     parts: dict[str, list[tuple[float, bool]]] = defaultdict(list)
     for name, change in differences(target, base).items():
-        parts[_block(name)].append((float(change @ change), change.size < WIDTH))
+        parts[_block(name)].append((_dot(change, change), change.size < WIDTH))
     return {block: estimated(squares, norm=norms.get(block)) for block, squares in parts.items()}
 
 
 def estimated(squares: list[tuple[float, bool]], *, norm: float | None) -> EstimatedDrift:
     """The estimate from each tensor's squared norm and whether that is exact."""
-    total = math.fsum(square for square, _ in squares)
-    uncertain = math.fsum(square * square for square, is_exact in squares if not is_exact)
+    total = sum(square for square, _ in squares)
+    uncertain = sum(square * square for square, is_exact in squares if not is_exact)
     l2 = math.sqrt(total)
     return EstimatedDrift(
         l2=l2,
@@ -253,7 +258,7 @@ def drift_estimate(folder: CampaignFolder, base_step: int, target_step: int) -> 
         norms.append((artifact.global_weight_stats.l2, {name: of.l2 for name, of in artifact.weight_stats.items()}))
     base, target = sketches
     compared = differences(target, base)
-    squares = [(float(change @ change), change.size < WIDTH) for change in compared.values()]
+    squares = [(_dot(change, change), change.size < WIDTH) for change in compared.values()]
     whole, by_block = norms[0]
     return DriftEstimate(
         campaign_id=folder.campaign_id,
