@@ -82,6 +82,8 @@ class SeenCheckpoint(Struct, frozen=True, kw_only=True):
     """Its place among the distinct checkpoints announced, from 0; null: only ever requested by hand."""
     metrics: dict[str, float | None] = {}
     skills: dict[str, float] = {}
+    skill_samples: dict[str, int] = {}
+    """How many samples a skill's score is from, where that was said."""
     level: int | None = None
     level_up: str | None = None
     """The reason, where this checkpoint was a level-up."""

@@ -50,6 +50,7 @@ def observe(record: CampaignRecord, seen: Observation, *, policy: PolicySettings
         ordinal=record.announced if known is None or is_new else known.ordinal,
         metrics=dict(seen.metrics),
         skills={**(known.skills if known else {}), **seen.skills},
+        skill_samples=_samples(known, seen.skills, samples={}),
         level=seen.level,
         level_up=(known.level_up if known else None) or level_up,
         model_ref=seen.model_ref,
@@ -65,7 +66,13 @@ def observe_skill(record: CampaignRecord, evaluated: SkillEvaluated, *, policy: 
     scores = {evaluated.skill: evaluated.score}
     level_up = level_up_reason(record, scores, level=evaluated.level, step_size=policy.level_up_step)
     known = find(record, evaluated.checkpoint_step) or SeenCheckpoint(step=evaluated.checkpoint_step, path="")
-    entry = replace(known, skills={**known.skills, **scores}, level_up=known.level_up or level_up)
+    heard = {evaluated.skill: evaluated.num_samples} if evaluated.num_samples is not None else {}
+    entry = replace(
+        known,
+        skills={**known.skills, **scores},
+        skill_samples=_samples(known, scores, samples=heard),
+        level_up=known.level_up or level_up,
+    )
     return _with_scores(_with(record, entry), scores, level=evaluated.level)
 
 
@@ -136,6 +143,20 @@ def mark(
 
 def _candidates(record: CampaignRecord) -> list[SeenCheckpoint]:
     return [entry for entry in record.checkpoints if entry.state in {"admitted", "analysed"} and entry.job_key]
+
+
+def _samples(
+    known: SeenCheckpoint | None, scores: Mapping[str, float], *, samples: Mapping[str, int]
+) -> dict[str, int]:
+    """The sample sizes of a checkpoint's scores; another score makes an earlier size void, the same one does not."""
+    if known is None:
+        return dict(samples)
+    kept = {
+        skill: size
+        for skill, size in known.skill_samples.items()
+        if skill not in scores or scores[skill] == known.skills.get(skill)
+    }
+    return {**kept, **samples}
 
 
 def _steps_in(score: float, step_size: float) -> float:

@@ -24,12 +24,14 @@ from archaeologist.summaries import sources, store
 from archaeologist.summaries.extract import Extract, extract
 from archaeologist.summaries.intervals import Pair, consecutive, estimates_needed
 from archaeologist.summaries.sketches import Sketches
+from archaeologist.summaries.skill_impact import pairs, skill_impact
+from archaeologist.summaries.skills import read_history
 from archaeologist.summaries.sources import Source
 from archaeologist.summaries.stability import stability_report, window
 from archaeologist.summaries.store import Entry, Store
 from archaeologist.summaries.table import Table
 from archaeologist.summaries.timelines import drift_timeline, health_timeline
-from contracts.artifacts import LeftOut, StabilityReport
+from contracts.artifacts import LeftOut, SkillHistory, SkillImpact, StabilityReport
 
 LOCK: Final = ".summaries.lock"
 LOCK_RETRY_SECONDS: Final = 0.02
@@ -156,10 +158,12 @@ def _write_all(
     """Computes and writes every summary; what was left out of them."""
     whose = {"hero_id": folder.hero_id, "campaign_id": folder.campaign_id}
     stability = _stability(table, sketches, unreadable, whose)
+    impact = _skill_impact(folder, table, sketches, unreadable)
     _write(folder.timeline, drift_timeline(table, left_out=unreadable, **whose))
     _write(folder.health, health_timeline(table, left_out=unreadable, **whose))
     _write(folder.stability, stability)
-    return (*unreadable, *sketches.problems)
+    _write(folder.skill_impact, impact)
+    return impact.left_out
 
 
 def _stability(
@@ -177,6 +181,20 @@ def _stability(
         left_out=(*unreadable, *sketches.problems),
         **whose,
     )
+
+
+def _skill_impact(
+    folder: CampaignFolder, table: Table, sketches: Sketches, unreadable: tuple[LeftOut, ...]
+) -> SkillImpact:
+    problem: tuple[LeftOut, ...] = ()
+    try:
+        history = read_history(folder)
+    except ArtifactInvalid as error:
+        history = SkillHistory(hero_id=folder.hero_id, campaign_id=folder.campaign_id)
+        problem = (LeftOut(file=folder.skills.name, code=error.code, reason=str(error)),)
+    distances = _distances(sketches, estimates_needed(table, pairs(table, history)))
+    left_out = (*unreadable, *sketches.problems, *problem)
+    return skill_impact(table, history, distances=distances, left_out=left_out)
 
 
 def _distances(sketches: Sketches, pairs: Iterable[Pair]) -> dict[Pair, dict[str, float]]:
@@ -202,7 +220,7 @@ def _problems(known: Store) -> tuple[LeftOut, ...]:
 
 
 def _is_current(folder: CampaignFolder, inputs: _Inputs, known: Store) -> bool:
-    written = (folder.timeline, folder.health, folder.stability)
+    written = (folder.timeline, folder.health, folder.stability, folder.skill_impact)
     return known.inputs == inputs.digest() and all(path.exists() for path in written)
 
 
