@@ -1,4 +1,4 @@
-"""The end of a job: artifact in place, campaign marked, terminal event and alerts out, message acknowledged.
+"""The end of a job: artifact in place, campaign marked, summaries, terminal event and alerts out, acknowledged.
 
 The order is the contract's: the record is set to done first, by whoever still holds the claim; everything after that
 can be repeated by anybody who finds the record finished, and ends the same.
@@ -20,10 +20,11 @@ from archaeologist.daemon import announcements, lifecycle, policy
 from archaeologist.daemon.announcements import Announcement
 from archaeologist.daemon.books import Books, campaign_key
 from archaeologist.daemon.dead_letters import Origin, bury
+from archaeologist.daemon.summarizing import bring_up_to_date
 from archaeologist.settings import Settings
 from contracts import subjects
 from contracts.messages import EventError, Job, encode
-from contracts.records import JobRecord
+from contracts.records import CampaignRecord, JobRecord
 
 log = structlog.get_logger(__name__)
 
@@ -82,7 +83,9 @@ class Completion:
             return True
         if record.state == "done" and not await asyncio.to_thread(self._install, record):
             return False
-        await self._mark(record)
+        campaign = await self._mark(record)
+        if record.state == "done" and record.job.job_type == "layer_stats":
+            await bring_up_to_date(self._folder(record.job), campaign)
         if record.state == "failed":
             await self._bury(record)
         sequence = await self._announce(record)
@@ -107,12 +110,15 @@ class Completion:
             put_in_place(where.temporary_artifact, where.artifact, superseded_folder=where.superseded.parent)
         return where.artifact.exists() or where.superseded.exists()
 
-    async def _mark(self, record: JobRecord) -> None:
+    def _folder(self, job: Job) -> CampaignFolder:
+        return CampaignFolder.of(self._settings.root_path, job.hero_id, job.campaign_id)
+
+    async def _mark(self, record: JobRecord) -> CampaignRecord | None:
         job = record.job
         if job.job_type != "layer_stats":
-            return
+            return None
         state: Literal["analysed", "failed"] = "analysed" if record.state == "done" else "failed"
-        await self._books.campaigns.change(
+        return await self._books.campaigns.change(
             campaign_key(job.hero_id, job.campaign_id),
             lambda campaign: (
                 policy.mark(campaign, job.target.step, path=job.target.path, job_key=job.job_key, state=state)

@@ -22,6 +22,7 @@ from archaeologist.daemon.dead_letters import Origin, bury
 from archaeologist.daemon.decoding import Message, decode, request_id_of
 from archaeologist.daemon.lifecycle import stamp
 from archaeologist.daemon.locating import resolve
+from archaeologist.daemon.summarizing import keep_scores
 from archaeologist.errors import ArchaeologistError, InternalError, PermanentError, RequestIdReused
 from archaeologist.settings import Settings
 from contracts.messages import AnalysisRequested, CheckpointSaved, EventError, RequestId, SkillEvaluated, encode
@@ -101,6 +102,8 @@ class Intake:
             model_ref=saved.model_ref,
         )
         record = await self._change_campaign(saved, lambda record: policy.observe(record, seen, policy=rules))
+        if saved.skills:
+            await keep_scores(folder, record)
         entry = policy.find(record, step)
         return await self._decide(saved, entry, request_id=request_id, received=received)
 
@@ -111,6 +114,8 @@ class Intake:
         record = await self._change_campaign(
             evaluated, lambda record: policy.observe_skill(record, evaluated, policy=rules)
         )
+        folder = CampaignFolder.of(self._settings.root_path, evaluated.hero_id, evaluated.campaign_id)
+        await keep_scores(folder, record)
         entry = policy.find(record, evaluated.checkpoint_step)
         if entry is not None and not entry.path:
             # The score came before its checkpoint; checkpoint.saved will find the level-up noted.

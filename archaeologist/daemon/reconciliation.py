@@ -1,7 +1,8 @@
 """What a death in the middle leaves behind, put right: at start and every few minutes.
 
 Deliveries repeat what they interrupted by themselves. This sweep is for what no message leads back to: a queued
-record whose message is gone, a finished record whose event was never published, pins that nobody needs any more.
+record whose message is gone, a finished record whose event was never published, pins that nobody needs any more,
+summaries that are behind.
 Every step can be done by several daemons at once.
 """
 
@@ -18,6 +19,7 @@ from archaeologist.checkpoints import pins
 from archaeologist.daemon import policy
 from archaeologist.daemon.books import Books, campaign_key
 from archaeologist.daemon.completion import Completion
+from archaeologist.daemon.summarizing import bring_up_to_date
 from archaeologist.settings import Settings
 from contracts.records import FINISHED, JobRecord
 
@@ -25,6 +27,9 @@ log = structlog.get_logger(__name__)
 
 SETTLED_AFTER: Final = timedelta(seconds=60)
 """A record younger than this is left to whoever just wrote it."""
+
+SUMMARY_SECONDS: Final = 60.0
+"""What a campaign's summaries may take of a sweep; the next one goes on from there."""
 
 SPARED_SECONDS: Final = 600.0
 """A pin younger than this may belong to a job whose record is being written."""
@@ -45,6 +50,7 @@ class Reconciliation:
         await self._announce(records)
         for folder in await asyncio.to_thread(lambda: list(campaign_folders(self._settings.root_path))):
             await self._release(folder, records)
+            await self._summarize(folder)
 
     async def _requeue(self, records: Iterable[JobRecord]) -> None:
         present = {key for _, _, key in await self._books.queue.subjects()}
@@ -65,6 +71,11 @@ class Reconciliation:
         released = await asyncio.to_thread(pins.release, folder.pins, keep=keep, older_than_seconds=SPARED_SECONDS)
         if released:
             await log.ainfo("pins released", campaign=str(folder.path), pins=released)
+
+    async def _summarize(self, folder: CampaignFolder) -> None:
+        """Summaries that a job's end could not bring up to date, or that a score came too late for."""
+        entry = await self._books.campaigns.get(campaign_key(folder.hero_id, folder.campaign_id))
+        await bring_up_to_date(folder, entry.value if entry else None, seconds=SUMMARY_SECONDS)
 
     async def _needed(self, folder: CampaignFolder, records: Iterable[JobRecord]) -> set[str]:
         """Names of the pins that waiting and running jobs read, and that the next reference will be."""

@@ -7,7 +7,6 @@ hold. So it does not matter who calls, how often, in which order, or after which
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -26,7 +25,7 @@ from archaeologist.summaries.intervals import Pair, consecutive, estimates_neede
 from archaeologist.summaries.sketches import Sketches
 from archaeologist.summaries.skill_impact import pairs, skill_impact
 from archaeologist.summaries.skills import read_history
-from archaeologist.summaries.sources import Source
+from archaeologist.summaries.sources import Inputs, Source
 from archaeologist.summaries.stability import stability_report, window
 from archaeologist.summaries.store import Entry, Store
 from archaeologist.summaries.table import Table
@@ -68,35 +67,13 @@ def rebuild(folder: CampaignFolder, *, until: float | None = None) -> Outcome:
     return _brought_up_to_date(folder, until=until, is_fresh=True)
 
 
-def is_current(folder: CampaignFolder) -> bool:
-    """Whether there is nothing to do: no artifact, or summaries made of exactly what lies there."""
-    inputs = _Inputs.of(folder)
-    return not inputs.artifacts or _is_current(folder, inputs, store.load(folder.summaries))
-
-
-class _Inputs(NamedTuple):
-    """What the summaries are made of."""
-
-    artifacts: list[Source]
-    sketches: dict[str, str]
-    skills: str | None
-
-    @classmethod
-    def of(cls, folder: CampaignFolder) -> "_Inputs":
-        return cls(sources.artifacts(folder), sources.sketches(folder), sources.signature(folder.skills))
-
-    def digest(self) -> str:
-        artifacts = [(source.path.name, source.signature) for source in self.artifacts]
-        return hashlib.sha256(msgspec.json.encode([artifacts, sorted(self.sketches.items()), self.skills])).hexdigest()
-
-
 def _brought_up_to_date(folder: CampaignFolder, *, until: float | None, is_fresh: bool) -> Outcome:
     try:
         folder.summaries.mkdir(parents=True, exist_ok=True)
         with _locked(folder, until):
-            inputs = _Inputs.of(folder)
+            inputs = Inputs.of(folder)
             known = Store() if is_fresh else store.load(folder.summaries)
-            if _is_current(folder, inputs, known):
+            if known.inputs == inputs.digest() and sources.is_current(folder):
                 return Outcome(len(_extracts(known)), 0, _problems(known), is_changed=False)
             return _summarized(folder, inputs, known, until=until)
     except OSError as error:
@@ -104,7 +81,7 @@ def _brought_up_to_date(folder: CampaignFolder, *, until: float | None, is_fresh
         raise ArtifactUnwritable(msg) from error
 
 
-def _summarized(folder: CampaignFolder, inputs: _Inputs, known: Store, *, until: float | None) -> Outcome:
+def _summarized(folder: CampaignFolder, inputs: Inputs, known: Store, *, until: float | None) -> Outcome:
     before = known.entries
     entries: dict[str, Entry] = {}
     for number, source in enumerate(inputs.artifacts):
@@ -127,6 +104,7 @@ def _summarized(folder: CampaignFolder, inputs: _Inputs, known: Store, *, until:
         raise
     measured = {"sketches": sketches.checked, "distances": sketches.distances, "turns": sketches.turns}
     store.save(folder.summaries, msgspec.structs.replace(fresh, inputs=inputs.digest(), **measured))
+    sources.mark(folder, inputs.digest())
     read = sum(name not in before or before[name] is not entry for name, entry in entries.items())
     return Outcome(len(extracts), read, left_out, is_changed=True)
 
@@ -217,11 +195,6 @@ def _extracts(known: Store) -> dict[int, Extract]:
 
 def _problems(known: Store) -> tuple[LeftOut, ...]:
     return tuple(entry.problem for entry in known.entries.values() if entry.problem)
-
-
-def _is_current(folder: CampaignFolder, inputs: _Inputs, known: Store) -> bool:
-    written = (folder.timeline, folder.health, folder.stability, folder.skill_impact)
-    return known.inputs == inputs.digest() and all(path.exists() for path in written)
 
 
 @contextlib.contextmanager

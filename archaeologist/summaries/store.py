@@ -17,10 +17,9 @@ from msgspec import Struct
 import archaeologist
 from archaeologist.files import read_bounded
 from archaeologist.summaries.extract import Extract
+from archaeologist.summaries.sources import FORMAT
 from contracts.artifacts import LeftOut
 
-FORMAT: Final = 1
-"""Raised whenever an extract, or what is computed from a sketch, changes its meaning."""
 MAX_BYTES: Final = 1_000_000_000
 NAME: Final = ".extracts"
 

@@ -130,6 +130,16 @@ def test_a_score_that_comes_before_its_checkpoint_is_found_when_that_arrives() -
     assert is_wanted(record, 200)
 
 
+def test_a_sample_size_stays_with_the_score_that_it_was_heard_with() -> None:
+    heard = msgspec.structs.replace(score(100, 0.5), num_samples=40)
+    record = policy.observe_skill(EMPTY, heard, policy=RULES)
+    assert policy.observe_skill(record, heard, policy=RULES) == record
+    same = policy.observe(record, seen(100, skills={heard.skill: 0.5}), policy=RULES)
+    assert same.checkpoints[0].skill_samples == {heard.skill: 40}
+    other = policy.observe(record, seen(100, skills={heard.skill: 0.6}), policy=RULES)
+    assert other.checkpoints[0].skill_samples == {}
+
+
 def test_previous_is_the_nearest_lower_checkpoint_analysed_or_admitted() -> None:
     record = analysed(policy.observe(EMPTY, seen(50), policy=RULES), 100, 300)
     record = policy.mark(record, 200, path="/x", job_key=JobKey("k200"), state="admitted")

@@ -15,7 +15,8 @@ from msgspec.structs import replace
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.errors import ArtifactUnwritable, SummariesLate
 from archaeologist.summaries import chronicle, store
-from archaeologist.summaries.chronicle import is_current, rebuild, update
+from archaeologist.summaries.chronicle import rebuild, update
+from archaeologist.summaries.sources import is_current
 from contracts.artifacts import Alert, DriftTimeline, HealthTimeline
 from tests.fixtures.histories import Weights, artifact, folder_in, place_whole, put, put_all, with_activations
 

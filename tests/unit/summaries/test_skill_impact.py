@@ -11,9 +11,10 @@ from msgspec.structs import replace
 
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.errors import ArtifactInvalid
-from archaeologist.summaries.chronicle import is_current, rebuild, update
+from archaeologist.summaries.chronicle import rebuild, update
 from archaeologist.summaries.skill_impact import standard_error
 from archaeologist.summaries.skills import keep, read_history
+from archaeologist.summaries.sources import is_current
 from contracts.artifacts import SkillFinding, SkillHistory, SkillImpact, SkillScore
 from contracts.records import CampaignRecord, SeenCheckpoint
 from tests.fixtures.histories import CAMPAIGN, HERO, Weights, folder_in, place_whole, put, put_all
