@@ -85,14 +85,14 @@ def _summarized(folder: CampaignFolder, inputs: Inputs, known: Store, *, until: 
     before = known.entries
     entries: dict[str, Entry] = {}
     for number, source in enumerate(inputs.artifacts):
-        entry = before.get(source.path.name)
+        entry = before.get(source.name)
         is_known = entry is not None and entry.signature == source.signature
         if not is_known and until is not None and time.monotonic() > until:
             rest = {name: entry for name, entry in before.items() if name not in entries}
             store.save(folder.summaries, msgspec.structs.replace(known, inputs="", entries={**rest, **entries}))
             msg = f"{number} of {len(inputs.artifacts)} artifacts were read in time; the next update goes on from there"
             raise SummariesLate(msg)
-        entries[source.path.name] = entry if entry is not None and is_known else _read(folder, source)
+        entries[source.name] = entry if entry is not None and is_known else _read(folder, source)
     fresh = Store(entries=entries, sketches=known.sketches, distances=known.distances, turns=known.turns)
     extracts = _extracts(fresh)
     sketches = Sketches(folder, extracts, signatures=inputs.sketches, store=fresh, until=until)
@@ -111,11 +111,12 @@ def _summarized(folder: CampaignFolder, inputs: Inputs, known: Store, *, until: 
 
 def _read(folder: CampaignFolder, source: Source) -> Entry:
     """An artifact's extract, or why it has none."""
+    path = folder.layer_stats(0).with_name(source.name)
     try:
         if source.step is None:
-            msg = f"{source.path.name!r} is not the name of an artifact, ckpt-000100.layer_stats.json for instance"
+            msg = f"{source.name!r} is not the name of an artifact, ckpt-000100.layer_stats.json for instance"
             raise ArtifactInvalid(msg)
-        artifact = read_layer_stats(source.path)
+        artifact = read_layer_stats(path)
         for name, expected, found in (
             ("checkpoint_step", source.step, artifact.checkpoint_step),
             ("hero_id", folder.hero_id, artifact.hero_id),
@@ -125,7 +126,7 @@ def _read(folder: CampaignFolder, source: Source) -> Entry:
                 msg = f"its {name} is {found!r}, its place says {expected!r}; move it to where it belongs"
                 raise ArtifactInvalid(msg)
     except ArchaeologistError as error:
-        file = str(source.path.relative_to(folder.analysis))
+        file = str(path.relative_to(folder.analysis))
         return Entry(signature=source.signature, problem=LeftOut(file=file, code=error.code, reason=str(error)))
     return Entry(signature=source.signature, extract=extract(artifact))
 

@@ -28,7 +28,7 @@ _ARTIFACT: Final = re.compile(r"ckpt-(\d{1,16})\.layer_stats\.json")
 class Source(NamedTuple):
     """A file that may be an artifact."""
 
-    path: Path
+    name: str
     step: int | None
     """As its name says; None where the name is not one that an artifact gets."""
     signature: str
@@ -48,7 +48,7 @@ class Inputs(NamedTuple):
 
     def digest(self) -> str:
         """Changes with every file, and with the program that reads them."""
-        files = [(source.path.name, source.signature) for source in self.artifacts]
+        files = [(source.name, source.signature) for source in self.artifacts]
         whole = (FORMAT, archaeologist.__version__, files, sorted(self.sketches.items()), self.skills)
         return hashlib.sha256(msgspec.json.encode(whole)).hexdigest()
 
@@ -89,10 +89,10 @@ def artifacts(folder: CampaignFolder) -> list[Source]:
         if match is None:
             continue
         step = int(match[1])
-        is_ours = folder.layer_stats(step).name == name
+        is_ours = match[1] == f"{step:06d}"
         if sign := _signature(entry):
-            found.append(Source(Path(entry.path), step if is_ours else None, sign))
-    return sorted(found, key=lambda source: (source.step is None, source.step or 0, source.path.name))
+            found.append(Source(name, step if is_ours else None, sign))
+    return sorted(found, key=lambda source: (source.step is None, source.step or 0, source.name))
 
 
 def sketches(folder: CampaignFolder) -> dict[str, str]:

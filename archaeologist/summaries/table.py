@@ -74,11 +74,15 @@ def numbers(values: Floats) -> tuple[float | None, ...]:
 
 def counts(values: Floats) -> tuple[int | None, ...]:
     """The values of an array of counts."""
+    if np.isfinite(values).all():
+        return tuple(np.minimum(values, MAX_INTEGER).astype(np.int64).tolist())
     return tuple(None if value is None else int(min(value, MAX_INTEGER)) for value in numbers(values))
 
 
 def flags(values: Floats) -> tuple[bool | None, ...]:
     """The values of an array of 0 and 1."""
+    if np.isfinite(values).all():
+        return tuple((values != 0).tolist())
     return tuple(None if value is None else value != 0 for value in numbers(values))
 
 
