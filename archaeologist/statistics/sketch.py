@@ -198,9 +198,8 @@ def decode_header(content: bytes, *, file_bytes: int) -> SketchHeader:
     """
     try:
         header, document, start = _decode_start(content)
-        end = max((int(entry["data_offsets"][1]) for entry in document.values()), default=0)
-        if start + end > file_bytes:
-            raise ValueError(f"its tensors end at byte {start + end}")  # noqa: EM102, TRY003, TRY301 - reworded below
+        for _ in _entries(document, payload_bytes=file_bytes - start):
+            pass
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, struct.error) as error:
         raise _unreadable(file_bytes, error) from error
     return header
@@ -235,9 +234,15 @@ def _unreadable(size: int, error: Exception) -> ArtifactInvalid:
 
 
 def _tensors(document: dict[str, Any], payload: bytes) -> Iterator[tuple[str, Floats]]:
+    for name, start, end in _entries(document, payload_bytes=len(payload)):
+        yield name, np.frombuffer(payload, dtype="<f8", count=(end - start) // 8, offset=start)
+
+
+def _entries(document: dict[str, Any], *, payload_bytes: int) -> Iterator[tuple[str, int, int]]:
+    """Each tensor's name, and where its values begin and end."""
     for name, entry in document.items():
-        start, end = entry["data_offsets"]
-        if entry["dtype"] != "F64" or not 0 <= start <= end <= len(payload):
+        start, end = (int(offset) for offset in entry["data_offsets"])
+        if entry["dtype"] != "F64" or not 0 <= start <= end <= payload_bytes:
             msg = f"tensor {name!r} is not float64 within the file"
             raise ValueError(msg)
-        yield name, np.frombuffer(payload, dtype="<f8", count=(end - start) // 8, offset=start)
+        yield name, start, end

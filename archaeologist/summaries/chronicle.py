@@ -30,7 +30,7 @@ from archaeologist.summaries.stability import stability_report, window
 from archaeologist.summaries.store import Entry, Store
 from archaeologist.summaries.table import Table
 from archaeologist.summaries.timelines import drift_timeline, health_timeline
-from contracts.artifacts import LeftOut, SkillHistory, SkillImpact, StabilityReport
+from contracts.artifacts import LayerStats, LeftOut, SkillHistory, SkillImpact, StabilityReport
 
 LOCK: Final = ".summaries.lock"
 LOCK_RETRY_SECONDS: Final = 0.02
@@ -125,10 +125,20 @@ def _read(folder: CampaignFolder, source: Source) -> Entry:
             if expected != found:
                 msg = f"its {name} is {found!r}, its place says {expected!r}; move it to where it belongs"
                 raise ArtifactInvalid(msg)
+        return _entry(source, artifact)
     except ArchaeologistError as error:
         file = str(path.relative_to(folder.analysis))
         return Entry(signature=source.signature, problem=LeftOut(file=file, code=error.code, reason=str(error)))
-    return Entry(signature=source.signature, extract=extract(artifact))
+
+
+def _entry(source: Source, artifact: LayerStats) -> Entry:
+    entry = Entry(signature=source.signature, extract=extract(artifact))
+    try:
+        msgspec.msgpack.encode(entry)
+    except OverflowError as error:
+        msg = f"artifact {source.name!r} has a whole number of more than 64 bits; analyse its checkpoint again"
+        raise ArtifactInvalid(msg) from error
+    return entry
 
 
 def _write_all(

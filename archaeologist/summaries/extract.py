@@ -54,6 +54,9 @@ WHOLE: Final = (
 """What is kept of the whole model."""
 
 
+LARGEST: Final = 1.7e308
+
+
 class Extract(Struct, frozen=True, kw_only=True):
     """What the summaries know of one analysed checkpoint."""
 
@@ -137,7 +140,8 @@ def _nonfinite(active: LayerActivationStats) -> int:
 
 
 def _number(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
+    # A count too large for a float is as good as none.
+    return float("nan") if value is None or abs(value) > LARGEST else float(value)
 
 
 def _kind(artifact: LayerStats, name: str) -> str:

@@ -22,17 +22,18 @@ from tests.fixtures.histories import Weights, artifact, folder_in, place_whole, 
 
 BLOCKS = ("model.embed_tokens", "model.layers.0", "model.layers.1")
 STEPS = (100, 200, 300, 400)
+HUGE = b'"reference_checkpoint_step":' + b"9" * 400
+
+
+def weights(step: int, blocks: tuple[str, ...] = BLOCKS) -> Weights:
+    generator = np.random.default_rng(step)
+    return {f"{block}.mlp.weight": generator.standard_normal(8) for block in blocks}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> CampaignFolder:
     """A campaign without artifacts."""
     return folder_in(tmp_path)
-
-
-def weights(step: int, blocks: tuple[str, ...] = BLOCKS) -> Weights:
-    generator = np.random.default_rng(step)
-    return {f"{block}.mlp.weight": generator.standard_normal(8) for block in blocks}
 
 
 def summaries(folder: CampaignFolder) -> dict[str, bytes]:
@@ -144,10 +145,11 @@ def test_an_artifact_that_was_taken_away_is_no_longer_there(folder: CampaignFold
         (b"{" * 100_000, "is not one"),
         (b'{"version": 1, "job_key": "k", "checkpoint_path": "p"}', "is not one"),
         (b'{"version": 99, "job_key": "k"}', "upgrade archaeologist"),
+        (msgspec.json.encode(artifact(300, weights(1))).replace(b'"reference_checkpoint_step":null', HUGE), "64 bits"),
         (msgspec.json.encode(artifact(777, weights(1))), "checkpoint_step is 777"),
         (msgspec.json.encode(replace(artifact(300, weights(1)), campaign_id="other")), "campaign_id is 'other'"),
     ],
-    ids=["empty", "nested", "half", "future", "other step", "other campaign"],
+    ids=["empty", "nested", "half", "future", "huge", "other step", "other campaign"],
 )
 def test_a_bad_artifact_is_told_of_and_the_others_are_served(folder: CampaignFolder, content: bytes, says: str) -> None:
     put_all(folder, {step: weights(step) for step in STEPS})
@@ -275,6 +277,47 @@ def test_a_reader_never_sees_half_a_summary(folder: CampaignFolder, monkeypatch:
 def test_an_empty_campaign_has_empty_summaries(folder: CampaignFolder) -> None:
     assert update(folder).checkpoints == 0
     assert timeline(folder) == DriftTimeline(campaign_id="campaign", hero_id="hero")
+
+
+def test_a_death_between_two_summaries_is_made_up_for(folder: CampaignFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_all(folder, {step: weights(step) for step in STEPS})
+    update(folder)
+    put(folder, 500, weights(500), reference=(400, weights(400)))
+    write = chronicle._write
+
+    def dies(path: Path, summary: msgspec.Struct) -> None:
+        if path == folder.stability:
+            raise KeyboardInterrupt
+        write(path, summary)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chronicle, "_write", dies)
+        with pytest.raises(KeyboardInterrupt):
+            update(folder)
+    assert not is_current(folder)
+    update(folder)
+    assert summaries(folder) == built_anew(folder)
+    assert timeline(folder).checkpoints[-1] == 500
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_happens_to_the_files_updates_equal_a_rebuild(folder: CampaignFolder, seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    for _ in range(25):
+        step = 100 * int(chance.integers(1, 9))
+        happens = chance.integers(0, 6)
+        if happens == 0:
+            folder.layer_stats(step).unlink(missing_ok=True)
+        elif happens == 1:
+            folder.sketch(step).unlink(missing_ok=True)
+        elif happens == 2:
+            place_whole(folder.layer_stats(step), b"half an arti")
+        else:
+            blocks = BLOCKS[: int(chance.integers(1, 4))]
+            before = weights(step - 100) if happens == 3 else weights(int(chance.integers(0, 99)))
+            put(folder, step, weights(step, blocks), reference=(step - 100, before))
+        update(folder)
+    assert summaries(folder) == built_anew(folder)
 
 
 def test_numbers_that_overflow_or_are_null_stay_null(folder: CampaignFolder) -> None:
