@@ -82,18 +82,8 @@ def _brought_up_to_date(folder: CampaignFolder, *, until: float | None, is_fresh
 
 
 def _summarized(folder: CampaignFolder, inputs: Inputs, known: Store, *, until: float | None) -> Outcome:
-    before = known.entries
-    entries: dict[str, Entry] = {}
-    for number, source in enumerate(inputs.artifacts):
-        entry = before.get(source.name)
-        is_known = entry is not None and entry.signature == source.signature
-        if not is_known and until is not None and time.monotonic() > until:
-            rest = {name: entry for name, entry in before.items() if name not in entries}
-            store.save(folder.summaries, msgspec.structs.replace(known, inputs="", entries={**rest, **entries}))
-            msg = f"{number} of {len(inputs.artifacts)} artifacts were read in time; the next update goes on from there"
-            raise SummariesLate(msg)
-        entries[source.name] = entry if entry is not None and is_known else _read(folder, source)
-    fresh = Store(entries=entries, sketches=known.sketches, distances=known.distances, turns=known.turns)
+    """Reads what is not known, writes every summary, and keeps what was found for the next time."""
+    fresh = _with_artifacts(folder, inputs, known, until=until)
     extracts = _extracts(fresh)
     sketches = Sketches(folder, extracts, signatures=inputs.sketches, store=fresh, until=until)
     try:
@@ -102,11 +92,33 @@ def _summarized(folder: CampaignFolder, inputs: Inputs, known: Store, *, until: 
         partly = {"distances": {**fresh.distances, **sketches.distances}, "turns": {**fresh.turns, **sketches.turns}}
         store.save(folder.summaries, msgspec.structs.replace(fresh, **partly))
         raise
+    # What nothing asked for this time is dropped: it is of files that were replaced.
     measured = {"sketches": sketches.checked, "distances": sketches.distances, "turns": sketches.turns}
     store.save(folder.summaries, msgspec.structs.replace(fresh, inputs=inputs.digest(), **measured))
     sources.mark(folder, inputs.digest())
-    read = sum(name not in before or before[name] is not entry for name, entry in entries.items())
+    read = sum(known.entries.get(name) is not entry for name, entry in fresh.entries.items())
     return Outcome(len(extracts), read, left_out, is_changed=True)
+
+
+def _with_artifacts(folder: CampaignFolder, inputs: Inputs, known: Store, *, until: float | None) -> Store:
+    """The store with an entry for each artifact that lies there, and for no other.
+
+    Raises:
+        SummariesLate: The time is up; what was read is kept.
+    """
+    entries: dict[str, Entry] = {}
+    for source in inputs.artifacts:
+        entry = known.entries.get(source.name)
+        if entry is not None and entry.signature == source.signature:
+            entries[source.name] = entry
+        elif until is None or time.monotonic() <= until:
+            entries[source.name] = _read(folder, source)
+        else:
+            kept = {**known.entries, **entries}
+            store.save(folder.summaries, msgspec.structs.replace(known, inputs="", entries=kept))
+            msg = f"{len(entries)} of {len(inputs.artifacts)} artifacts were read in time; the next update goes on"
+            raise SummariesLate(msg)
+    return msgspec.structs.replace(known, inputs="", entries=entries)
 
 
 def _read(folder: CampaignFolder, source: Source) -> Entry:

@@ -4,6 +4,7 @@ The rule is in statistics.trajectory.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -81,10 +82,7 @@ def stability_report(
         name: _layer(name, kind, row=row, moved=moved, covered=covered, distances=distances, turns=turns)
         for row, (name, kind) in enumerate(table.kinds.items())
     }
-
-    def of(kind: str) -> tuple[str, ...]:
-        return tuple(name for name, layer in layers.items() if layer.stability == kind)
-
+    of = partial(_of_class, layers)
     return StabilityReport(
         campaign_id=campaign_id,
         hero_id=hero_id,
@@ -101,6 +99,10 @@ def stability_report(
         judgements=dict(trajectory.JUDGEMENTS),
         left_out=tuple(left_out),
     )
+
+
+def _of_class(layers: Mapping[str, LayerStability], kind: str) -> tuple[str, ...]:
+    return tuple(name for name, layer in layers.items() if layer.stability == kind)
 
 
 def _layer(

@@ -1,9 +1,11 @@
 """Which blocks move with a skill: campaigns in which that is known."""
 
+import json
 import math
 from itertools import pairwise
 from pathlib import Path
 
+import jsonschema
 import msgspec
 import numpy as np
 import pytest
@@ -12,10 +14,12 @@ from msgspec.structs import replace
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.errors import ArtifactInvalid
 from archaeologist.summaries.chronicle import rebuild, update
+from archaeologist.summaries.sketches import drift_estimate
 from archaeologist.summaries.skill_impact import standard_error
 from archaeologist.summaries.skills import keep, read_history
 from archaeologist.summaries.sources import is_current
 from contracts.artifacts import SkillFinding, SkillHistory, SkillImpact, SkillScore
+from contracts.documents import json_schema
 from contracts.records import CampaignRecord, SeenCheckpoint
 from tests.fixtures.histories import CAMPAIGN, HERO, Weights, folder_in, place_whole, put, put_all
 from tests.unit.statistics.test_ranks import slow_p, slow_spearman
@@ -208,6 +212,19 @@ def test_absurd_scores_take_no_part(folder: CampaignFolder) -> None:
     write(folder, scores([0.1, 1.7e308, 0.3]))
     update(folder)
     assert impact(folder).skills["BIN"].checkpoints == (100, 300)
+
+
+def test_every_file_keeps_its_schema(folder: CampaignFolder) -> None:
+    found_in(folder, [1.0, 7.0, 3.0, 9.0, 2.0, 8.0, 5.0], samples=1000)
+    folder.layer_stats(300).write_bytes(b"{")
+    folder.sketch(800).write_bytes(b"")
+    update(folder)
+    names = {"layer_drift_timeline", "health_timeline", "stability_report", "skill_impact"}
+    files = {**{name: folder.summaries / f"{name}.json" for name in names}, "skill_history": folder.skills}
+    for name, file in files.items():
+        jsonschema.validate(json.loads(file.read_bytes()), json_schema(name))
+    estimate = drift_estimate(folder, 100, 700)
+    jsonschema.validate(json.loads(msgspec.json.encode(estimate)), json_schema("drift_estimate"))
 
 
 # The history.
