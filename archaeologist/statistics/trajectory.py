@@ -128,7 +128,7 @@ def _moving(count: int, scaled: float | None, lag1: float | None) -> tuple[Kind,
         return "undetermined", f"{_intervals(count)}, at least {FEWEST} are needed to tell a direction"
     if scaled is None or lag1 is None:
         return "undetermined", "no sketch at an end of the window, so its direction is not known"
-    numbers = f"straightness is {scaled:.2f} of a random walk's over {_intervals(count)}, lag-1 cosine {lag1:.2f}"
+    numbers = f"{scaled:.2f} times as straight as a random walk over {_intervals(count)}, lag-1 cosine {lag1:.2f}"
     if scaled > DIRECTED:
         return "directed", numbers
     if scaled >= THRASHING:

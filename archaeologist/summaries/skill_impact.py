@@ -29,6 +29,9 @@ NOISE: Final = 2.0
 DECIMALS: Final = 12
 """Of a change of score; beyond is rounding."""
 
+SAME: Final = 1e-9
+"""Two rank correlations that differ by less differ by rounding."""
+
 JUDGEMENTS: Final = {
     "ranking_from_intervals": float(RANKING_FROM),
     "exploratory_from_intervals": float(EXPLORATORY_FROM),
@@ -233,15 +236,15 @@ def _supports(skill: str, told: Sequence[SkillInterval], *, support: Support, re
         if len(used) >= RANKING_FROM:
             return f"{base}. The score or every block's drift changes by the same each time: nothing can be ranked."
         return f"{base}. Fewer than {RANKING_FROM} support nothing: no block can be told from another."
-    first = result.layers[0]
+    first, leaders = result.layers[0], _leaders(result)
     if support == "ranking":
         return (
-            f"{base}. They support a ranking only, {first.layer} first (Spearman {first.spearman:.2f}): with fewer than"
+            f"{base}. They support a ranking only, {leaders} first (Spearman {first.spearman:.2f}): with fewer than"
             f" {EXPLORATORY_FROM} intervals chance gives any order often enough."
         )
     how = "all orders" if result.method == "exact" else f"{result.permutations} random orders"
     test = (
-        f"{first.layer} goes along with {skill} most (Spearman {first.spearman:.2f}, p {first.p_adjusted:.2g}, adjusted"
+        f"{skill} goes along most with {leaders} (Spearman {first.spearman:.2f}, p {first.p_adjusted:.2g}, adjusted"
         f" for {len(result.layers)} blocks, {how} of the changes). p assumes that under chance any order of the changes"
         " is as likely as any other, which a score that levels off while the learning rate falls is not; the blocks'"
         " shares of the drift depend on that less."
@@ -249,3 +252,10 @@ def _supports(skill: str, told: Sequence[SkillInterval], *, support: Support, re
     if support == "exploratory":
         return f"{base}. Exploratory, because {TESTED_FROM} are needed for a test to rely on: {test}"
     return f"{base}. {test}"
+
+
+def _leaders(result: _Result) -> str:
+    """The block with the largest rank correlation, and how many others have the same."""
+    largest = abs(result.layers[0].spearman or 0.0)
+    equal = sum(abs(abs(one.spearman or 0.0) - largest) < SAME for one in result.layers) - 1
+    return f"{result.layers[0].layer} and {equal} more" if equal else result.layers[0].layer

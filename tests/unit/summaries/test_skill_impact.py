@@ -180,6 +180,19 @@ def test_a_score_that_always_rises_alike_ranks_nothing(folder: CampaignFolder) -
     assert "nothing can be ranked" in found.supports
 
 
+def test_blocks_that_rank_alike_are_not_told_apart(folder: CampaignFolder) -> None:
+    generator = np.random.default_rng(0)
+    now = {f"{block}.mlp.weight": generator.standard_normal(SIZE) for block in BLOCKS}
+    checkpoints: dict[int, Weights] = {100: dict(now)}
+    for number, size in enumerate([1.0, 3.0, 2.0, 4.0]):
+        now = {name: values * (1 + 0.01 * size) for name, values in now.items()}
+        checkpoints[100 * (number + 2)] = now
+    put_all(folder, checkpoints)
+    write(folder, scores([0.1, 0.2, 0.5, 0.7, 1.1]))
+    update(folder)
+    assert "model.layers.0 and 3 more first" in impact(folder).skills["BIN"].supports
+
+
 def test_a_new_score_makes_the_summaries_old_and_updates_equal_a_rebuild(folder: CampaignFolder) -> None:
     before: tuple[int, Weights] | None = None
     for number, (step, weights) in enumerate(campaign([3.0, 1.0, 2.0, 6.0, 4.0, 5.0]).items()):
