@@ -34,6 +34,8 @@ Orders = npt.NDArray[np.int32]
 class Tested(NamedTuple):
     """How often chance gives as much."""
 
+    spearman: tuple[Floats, ...]
+    """For each family, as ``spearman`` gives it."""
     p_adjusted: tuple[Floats, ...]
     """For each family, one a series; NaN where ρ is."""
     method: Literal["exact", "monte_carlo"]
@@ -60,9 +62,7 @@ def spearman(one: Floats, many: Floats) -> Floats:
         one: Shape (values,), finite.
         many: Shape (series, values), finite.
     """
-    mine, theirs = _standardized(one[None, :]), _standardized(many)
-    found = np.clip(theirs @ mine[0], -1.0, 1.0)
-    return np.where(theirs.any(axis=1) & mine.any(), found, np.nan)
+    return _correlation(_standardized(one[None, :])[0], _standardized(many))
 
 
 def permuted(one: Floats, families: Sequence[Floats], *, seed: int = SEED) -> Tested:
@@ -76,8 +76,9 @@ def permuted(one: Floats, families: Sequence[Floats], *, seed: int = SEED) -> Te
         families: Each of shape (series, values), finite.
         seed: Of the random orders.
     """
-    observed = [np.abs(spearman(one, many)) for many in families]
     standard, series = _standardized(one[None, :])[0], [_standardized(many) for many in families]
+    found = tuple(_correlation(standard, many) for many in series)
+    observed = [np.abs(values) for values in found]
     reached = [np.zeros(len(many), np.int64) for many in families]
     orders = _all_orders(len(one)) if len(one) <= EXACT_UP_TO else _random_orders(len(one), seed)
     for chunk in _chunks(orders):
@@ -92,7 +93,13 @@ def permuted(one: Floats, families: Sequence[Floats], *, seed: int = SEED) -> Te
         np.where(np.isfinite(values), (counts + own) / (len(orders) + own), np.nan)
         for values, counts in zip(observed, reached, strict=True)
     )
-    return Tested(adjusted, "monte_carlo" if own else "exact", len(orders))
+    return Tested(found, adjusted, "monte_carlo" if own else "exact", len(orders))
+
+
+def _correlation(mine: Floats, theirs: Floats) -> Floats:
+    """Of standardized ranks."""
+    found = np.clip(theirs @ mine, -1.0, 1.0)
+    return np.where(theirs.any(axis=1) & mine.any(), found, np.nan)
 
 
 def _standardized(values: Floats) -> Floats:

@@ -73,16 +73,19 @@ def _brought_up_to_date(folder: CampaignFolder, *, until: float | None, is_fresh
         with _locked(folder, until):
             inputs = Inputs.of(folder)
             known = Store() if is_fresh else store.load(folder.summaries)
-            if known.inputs == inputs.digest() and sources.is_current(folder):
+            if known.inputs == (digest := inputs.digest()) and sources.is_current(folder):
                 return Outcome(len(_extracts(known)), 0, _problems(known), is_changed=False)
-            return _summarized(folder, inputs, known, until=until)
+            outcome, fresh = _summarized(folder, inputs, known, until=until)
+            store.save(folder.summaries, msgspec.structs.replace(fresh, inputs=digest))
+            sources.mark(folder, digest)
+            return outcome
     except OSError as error:
         msg = f"summaries in {str(folder.summaries)!r} cannot be written: {error.strerror or error}; check their disk"
         raise ArtifactUnwritable(msg) from error
 
 
-def _summarized(folder: CampaignFolder, inputs: Inputs, known: Store, *, until: float | None) -> Outcome:
-    """Reads what is not known, writes every summary, and keeps what was found for the next time."""
+def _summarized(folder: CampaignFolder, inputs: Inputs, known: Store, *, until: float | None) -> tuple[Outcome, Store]:
+    """Reads what is not known and writes every summary; what to keep for the next time."""
     fresh = _with_artifacts(folder, inputs, known, until=until)
     extracts = _extracts(fresh)
     sketches = Sketches(folder, extracts, signatures=inputs.sketches, store=fresh, until=until)
@@ -94,10 +97,8 @@ def _summarized(folder: CampaignFolder, inputs: Inputs, known: Store, *, until: 
         raise
     # What nothing asked for this time is dropped: it is of files that were replaced.
     measured = {"sketches": sketches.checked, "distances": sketches.distances, "turns": sketches.turns}
-    store.save(folder.summaries, msgspec.structs.replace(fresh, inputs=inputs.digest(), **measured))
-    sources.mark(folder, inputs.digest())
     read = sum(known.entries.get(name) is not entry for name, entry in fresh.entries.items())
-    return Outcome(len(extracts), read, left_out, is_changed=True)
+    return Outcome(len(extracts), read, left_out, is_changed=True), msgspec.structs.replace(fresh, **measured)
 
 
 def _with_artifacts(folder: CampaignFolder, inputs: Inputs, known: Store, *, until: float | None) -> Store:

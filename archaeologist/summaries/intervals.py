@@ -4,6 +4,7 @@ Pure. An artifact says so where its reference is the other checkpoint, with the 
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ LARGEST: Final = 1e100
 
 Pair = tuple[int, int]
 """Steps of base and target."""
+Origin = Literal["exact", "estimate"] | None
+"""Where a distance comes from: an artifact, or sketches; None: there is none."""
 Distances = Mapping[Pair, Mapping[str, float]]
 """L2 of each block's change, estimated from sketches."""
 
@@ -24,7 +27,7 @@ class Intervals(NamedTuple):
     """Numbers of blocks by intervals; NaN where there is none."""
 
     pairs: tuple[Pair, ...]
-    origins: tuple[Literal["exact", "estimate"] | None, ...]
+    origins: tuple[Origin, ...]
     l2: Floats
     relative: Floats
     """L2 over the base's norm."""
@@ -57,26 +60,20 @@ def intervals(table: Table, pairs: Sequence[Pair], distances: Distances) -> Inte
         distances: What the sketches say of pairs that no artifact compares.
     """
     place = {step: number for number, step in enumerate(table.steps)}
-    row = {name: number for number, name in enumerate(table.blocks)}
-    shape = (len(table.blocks), len(pairs))
-    l2, relative, changed = (np.full(shape, np.nan) for _ in range(3))
-    origins: list[Literal["exact", "estimate"] | None] = []
-    for number, pair in enumerate(pairs):
-        base, target = (place[step] for step in pair)
-        if is_exact(table.extracts[base], table.extracts[target]):
-            origins.append("exact")
-            l2[:, number] = table.column("l2")[:, target]
-            relative[:, number] = table.column("relative_l2")[:, target]
-            changed[:, number] = table.column("changed_fraction")[:, target]
-            continue
-        found = {name: length for name, length in distances.get(pair, {}).items() if name in row}
-        origins.append("estimate" if found else None)
-        rows = [row[name] for name in found]
-        norms = table.column("weight_l2")[rows, base]
-        l2[rows, number] = list(found.values())
-        relative[rows, number] = np.divide(
-            l2[rows, number], norms, out=np.full(len(rows), np.nan), where=np.nan_to_num(norms) > 0
-        )
+    of = [(table.extracts[place[base]], table.extracts[place[target]]) for base, target in pairs]
+    exact = np.array([is_exact(base, target) for base, target in of], np.bool_)
+    targets = [place[target] for _, target in compress(pairs, exact)]
+    l2, relative, changed = (np.full((len(table.blocks), len(pairs)), np.nan) for _ in range(3))
+    for values, name in ((l2, "l2"), (relative, "relative_l2"), (changed, "changed_fraction")):
+        values[:, exact] = table.column(name)[:, targets]
+    origins: list[Origin] = ["exact" if known else None for known in exact]
+    for number in np.flatnonzero(~exact).tolist():
+        found = distances.get(pairs[number], {})
+        estimated = np.array([found.get(name, np.nan) for name in table.blocks])
+        norms = table.column("weight_l2")[:, place[pairs[number][0]]]
+        origins[number] = "estimate" if found else None
+        l2[:, number] = estimated
+        relative[:, number] = np.divide(estimated, norms, out=np.full_like(estimated, np.nan), where=norms > 0)
     for values in (l2, relative):
         values[values > LARGEST] = np.nan
     return Intervals(tuple(pairs), tuple(origins), l2, relative, changed)

@@ -200,8 +200,8 @@ def _correlated(changes: Floats, blocks: _Blocks, *, support: Support) -> _Resul
     if support == "none":
         return _Result()
     families = (blocks.drift, blocks.share)
-    found = [ranks.spearman(changes, family) for family in families]
     tested = ranks.permuted(changes, families) if support != "ranking" else None
+    found = tested.spearman if tested else tuple(ranks.spearman(changes, family) for family in families)
     p = tested.p_adjusted if tested else tuple(np.full(len(blocks.names), np.nan) for _ in families)
     layers = [
         BlockImpact(
