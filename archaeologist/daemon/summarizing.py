@@ -18,7 +18,7 @@ from contracts.records import CampaignRecord
 log = structlog.get_logger(__name__)
 
 SECONDS: Final = 10.0
-"""How long a job's end waits for its campaign's summaries; that of a campaign with 2,000 checkpoints takes one."""
+"""How long a job's end waits for its campaign's summaries; those of 2,000 checkpoints take about one."""
 
 
 async def keep_scores(folder: CampaignFolder, campaign: CampaignRecord) -> None:

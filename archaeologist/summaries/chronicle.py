@@ -10,6 +10,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -159,12 +160,20 @@ def _write_all(
 ) -> tuple[LeftOut, ...]:
     """Computes and writes every summary; what was left out of them."""
     whose = {"hero_id": folder.hero_id, "campaign_id": folder.campaign_id}
-    stability = _stability(table, sketches, unreadable, whose)
-    impact = _skill_impact(folder, table, sketches, unreadable)
-    _write(folder.timeline, drift_timeline(table, left_out=unreadable, **whose))
-    _write(folder.health, health_timeline(table, left_out=unreadable, **whose))
-    _write(folder.stability, stability)
-    _write(folder.skill_impact, impact)
+    # The long ones go to the disk while the others are computed.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting = [
+            pool.submit(_write, folder.timeline, drift_timeline(table, left_out=unreadable, **whose)),
+            pool.submit(_write, folder.health, health_timeline(table, left_out=unreadable, **whose)),
+        ]
+        stability = _stability(table, sketches, unreadable, whose)
+        impact = _skill_impact(folder, table, sketches, unreadable)
+        waiting += [
+            pool.submit(_write, folder.stability, stability),
+            pool.submit(_write, folder.skill_impact, impact),
+        ]
+        for written in waiting:
+            written.result()
     return impact.left_out
 
 
