@@ -1,5 +1,9 @@
-"""Settings of the whole test run."""
+"""Settings of the whole test run, and what all of it shares."""
 
+import hashlib
+import os
+import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +15,42 @@ if TYPE_CHECKING:
 # No deadline an example: a loaded machine is slow, not wrong. pytest's own time limit stays.
 settings.register_profile("archaeologist", deadline=None)
 settings.load_profile("archaeologist")
+
+SOURCES = ("kernels.py", "sketch.py")
+"""What compiled kernels are made of; numba itself looks at the first only."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The environment of all workers and of all that they start, before anybody imports numba or torch."""
+    statistics = Path(__file__).parents[1] / "archaeologist" / "statistics"
+    digest = hashlib.sha256(b"".join((statistics / name).read_bytes() for name in SOURCES)).hexdigest()
+    assert config.cache is not None
+    # A user's cache, kept from run to run.
+    caches = config.cache.mkdir(f"caches-{digest[:16]}")
+    os.environ["XDG_CACHE_HOME"] = str(caches)
+    os.environ["NUMBA_CACHE_DIR"] = str(caches / "archaeologist" / "numba")
+    # Workers share the cores, and tests' tensors are small: threads of torch would only wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Who is started in the background by a shell ignores Ctrl-C, and so would every program that a test interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, as their time limits say, so that none of them runs alone at the end."""
+    items.sort(key=_limit_seconds, reverse=True)
+
+
+def _limit_seconds(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("timeout")
+    return max(float(marker.args[0]) if marker else 0.0, float(item.config.getini("timeout")))
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the compiled kernels, full: whoever comes first compiles for all."""
+    from tests.fixtures.kernels import compiled  # noqa: PLC0415 -- writing checkpoints takes torch, and many tests do not
+
+    return compiled(tmp_path_factory.mktemp("kernels"))
 
 
 @pytest.fixture

@@ -15,13 +15,12 @@ from archaeologist.bus.publisher import publish
 from archaeologist.settings import BusSettings, Settings
 from contracts.messages import Event
 from tests.fixtures.checkpoints import write_checkpoint
-from tests.fixtures.programs import Daemon
+from tests.fixtures.kernels import share_kernels
+from tests.fixtures.programs import UNMEASURED, Daemon
 from tests.fixtures.servers import Server
 from tests.fixtures.waiting import until
 
 MAX_RESIDENT_BYTES = 120_000_000
-UNMEASURED = {"COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
-"""The measurement of coverage takes memory of its own."""
 
 
 async def until_ready(daemon: Daemon) -> None:
@@ -69,7 +68,8 @@ async def test_a_daemon_waits_for_a_bus_that_is_down_and_ends_on_sigterm(tmp_pat
 
 
 @pytest.mark.timeout(240)
-async def test_a_daemon_killed_in_the_middle_of_a_job_leaves_it_to_its_successor(tmp_path: Path) -> None:
+async def test_a_daemon_killed_in_the_middle_of_a_job_leaves_it_to_its_successor(tmp_path: Path, kernels: Path) -> None:
+    share_kernels(tmp_path / "root")
     folder = CampaignFolder.of(tmp_path / "root", "dio", "c1")
     write_checkpoint(folder.checkpoints / "checkpoint-100", seed=1)
     fast = {"ARCHAEOLOGIST_JOBS__LEASE_SECONDS": "3", "ARCHAEOLOGIST_JOBS__HEARTBEAT_SECONDS": "1"}

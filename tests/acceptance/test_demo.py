@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from archaeologist.artifacts.store import read_layer_stats
+from tests.fixtures.kernels import share_kernels
+from tests.fixtures.servers import free_port
 
 SHORT = ("--steps", "360", "--save-every", "60")
 """Six checkpoints of a model that has begun to learn."""
@@ -44,6 +46,11 @@ class Demo:
 
 @contextlib.asynccontextmanager
 async def demo(root: Path, *arguments: str) -> AsyncIterator[Demo]:
+    # A port of its own: two demos that start at once would both find the usual one free.
+    store = root / ".archaeologist" / "nats"
+    store.mkdir(parents=True)
+    (store / "port").write_text(str(free_port()))
+    share_kernels(root)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "archaeologist", "demo", "--root", str(root), *arguments),
         stdout=asyncio.subprocess.PIPE,
@@ -72,7 +79,7 @@ async def is_served(url: str) -> bool:
 
 
 @pytest.mark.timeout(420)
-async def test_the_demo_trains_analyses_and_shows_what_changed(tmp_path: Path) -> None:
+async def test_the_demo_trains_analyses_and_shows_what_changed(tmp_path: Path, kernels: Path) -> None:
     async with demo(tmp_path, *SHORT) as running:
         started = await running.until(r"server at (\S+), daemon \(pid (\d+)\)")
         code = await running.end()
@@ -89,7 +96,7 @@ async def test_the_demo_trains_analyses_and_shows_what_changed(tmp_path: Path) -
 
 
 @pytest.mark.timeout(240)
-async def test_ctrl_c_stops_all_that_was_started(tmp_path: Path) -> None:
+async def test_ctrl_c_stops_all_that_was_started(tmp_path: Path, kernels: Path) -> None:
     async with demo(tmp_path, *SHORT) as running:
         started = await running.until(r"server at (\S+), daemon \(pid (\d+)\)")
         await running.until(r"trainer +saved step 60")
@@ -112,7 +119,7 @@ async def test_a_daemon_that_dies_is_named_with_the_end_of_its_log(tmp_path: Pat
 
 
 @pytest.mark.timeout(240)
-async def test_too_few_checkpoints_are_told_and_fail_the_demo(tmp_path: Path) -> None:
+async def test_too_few_checkpoints_are_told_and_fail_the_demo(tmp_path: Path, kernels: Path) -> None:
     async with demo(tmp_path, "--steps", "6", "--save-every", "3") as running:
         code = await running.end()
     assert code == 1, running.output

@@ -21,7 +21,8 @@ from archaeologist.settings import BusSettings, Settings
 from contracts import subjects
 from contracts.records import FINISHED, JobRecord, RequestRecord
 from tests.fixtures.checkpoints import write_checkpoint
-from tests.fixtures.programs import Daemon
+from tests.fixtures.kernels import share_kernels
+from tests.fixtures.programs import UNMEASURED, Daemon
 from tests.fixtures.servers import Server
 
 HERO: Final = "dio"
@@ -30,6 +31,7 @@ STEPS: Final = tuple(range(100, 1400, 100))
 SEED: Final = 20260102
 
 FAST: Final = {
+    **UNMEASURED,  # 150 children, each with a file of its own
     "ARCHAEOLOGIST_JOBS__LEASE_SECONDS": "5",
     "ARCHAEOLOGIST_JOBS__HEARTBEAT_SECONDS": "1",
     "ARCHAEOLOGIST_JOBS__POLL_SECONDS": "0.5",
@@ -128,8 +130,11 @@ def _bad(number: int) -> Message:
 
 
 @pytest.mark.timeout(600)
-async def test_two_hundred_messages_survive_three_server_kills_and_two_daemon_kills(tmp_path: Path) -> None:
+async def test_two_hundred_messages_survive_three_server_kills_and_two_daemon_kills(
+    tmp_path: Path, kernels: Path
+) -> None:
     root = tmp_path / "root"
+    share_kernels(root)
     for step in STEPS:
         folder = root / "campaigns" / HERO / CAMPAIGN / "checkpoints" / f"checkpoint-{step}"
         write_checkpoint(folder, seed=step)

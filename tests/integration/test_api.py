@@ -14,16 +14,7 @@ from tests.fixtures.checkpoints import drifted, qwen3_tensors, write_checkpoint,
 if TYPE_CHECKING:
     from contracts.messages import Progress
 
-
-@pytest.fixture(scope="module")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache for all tests here: compiling the kernels takes longer than everything else."""
-    return tmp_path_factory.mktemp("caches")
-
-
-@pytest.fixture(autouse=True)
-def _cache(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from contracts.artifacts import LayerDrift, LayerStats
 from contracts.messages import AnalysisRequested, CampaignId, Event, HeroId, RequestId
 from contracts.records import JobRecord
 from tests.fixtures.checkpoints import drifted, qwen3_tensors, write_checkpoint
+from tests.fixtures.kernels import share_kernels
 from tests.fixtures.programs import Daemon
 from tests.fixtures.servers import Server, free_port
 from tests.fixtures.waiting import until
@@ -72,25 +73,17 @@ def is_one_line(text: str) -> bool:
     return text.count("\n") == 1 and text.endswith("\n")
 
 
-@pytest.fixture(scope="session")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The user's cache, one for all tests: compiling the kernels takes longer than everything else here."""
-    return tmp_path_factory.mktemp("caches")
-
-
 @pytest.fixture
-def root(tmp_path: Path, caches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(tmp_path: Path, kernels: Path) -> Path:
     """A root with one campaign of three checkpoints, each a little further."""
     root = tmp_path / "root"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
-    kernels = caches / "archaeologist"
-    kernels.mkdir(exist_ok=True)
-    (root / ".archaeologist").mkdir(parents=True)
-    (root / ".archaeologist" / "cache").symlink_to(kernels)
+    share_kernels(root)
     tensors = qwen3_tensors(seed=1)
     for number, step in enumerate(STEPS):
         tensors = drifted(tensors, seed=number, relative=0.01)
-        write_checkpoint(checkpoint(root, step), tensors=tensors, step=step)
+        folder = write_checkpoint(checkpoint(root, step), tensors=tensors, step=step)
+        # No tokenizer, no activations: no job here spends seconds on importing torch.
+        (folder / "tokenizer.json").unlink()
     return root
 
 

@@ -1,8 +1,9 @@
 """A process that dies before any one of its file operations leaves a state that the next one brings to the same end."""
 
+import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,35 +20,60 @@ from tests.fixtures.checkpoints import write_checkpoint
 DIES = 9
 MOST_OPERATIONS = 100
 
-# The interpreter tells of a file operation before it is done. Imports come first, so that only the call's own count.
+# Imports once, then a process for each line of JSON: a call, and after how many file operations it dies. Of these
+# the interpreter tells before they are done.
 DYING = """
-import os, sys
+import json, os, sys
 from pathlib import Path
 from archaeologist.artifacts.store import put_in_place
 from archaeologist.checkpoints.pins import pin, unpin
-left = int(sys.argv[1])
-def count(event, _):
-    global left
-    if event == "open" or event.startswith(("os.", "shutil.")):
-        left -= 1
-        if left < 0:
-            os._exit(9)
-sys.addaudithook(count)
+
+def work(call, left):
+    def count(event, _):
+        nonlocal left
+        if event == "open" or event.startswith(("os.", "shutil.")):
+            left -= 1
+            if left < 0:
+                os._exit(9)
+    sys.addaudithook(count)
+    exec(call)
+
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        work(*json.loads(line))
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
-
-def run(call: str, *, operations: int) -> int:
-    """Runs a call in a process of its own that dies before the operation after these."""
-    return subprocess.run([sys.executable, "-c", DYING + call, str(operations)], check=False, timeout=60).returncode
+Run = Callable[[str, int], int]
+"""Runs a call in a process of its own that dies before the operation after so many; its exit code."""
 
 
-def run_with_every_death(prepare: Callable[[int], str], check: Callable[[], None]) -> None:
+@pytest.fixture
+def run() -> Iterator[Run]:
+    with subprocess.Popen(
+        [sys.executable, "-c", DYING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        asked, answers = parent.stdin, parent.stdout
+
+        def ran(call: str, operations: int) -> int:
+            asked.write(json.dumps([call, operations]) + "\n")
+            asked.flush()
+            return int(answers.readline())
+
+        yield ran
+
+
+def run_with_every_death(run: Run, prepare: Callable[[int], str], check: Callable[[], None]) -> None:
     """For each operation: prepared anew, run to its death, run again whole, checked."""
     for operations in range(MOST_OPERATIONS):
         call = prepare(operations)
-        status = run(call, operations=operations)
+        status = run(call, operations)
         assert status in {0, DIES}
-        assert run(call, operations=MOST_OPERATIONS) == 0
+        assert run(call, MOST_OPERATIONS) == 0
         check()
         if status == 0:
             assert operations > 3, "it never died in the middle"
@@ -59,7 +85,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_an_artifact_is_put_in_place_after_a_death_at_any_point(tmp_path: Path) -> None:
+def test_an_artifact_is_put_in_place_after_a_death_at_any_point(tmp_path: Path, run: Run) -> None:
     folders: list[CampaignFolder] = []
 
     def prepare(operations: int) -> str:
@@ -79,10 +105,10 @@ def test_an_artifact_is_put_in_place_after_a_death_at_any_point(tmp_path: Path) 
             "superseded/old.json": encode(layer_stats("old")),
         }
 
-    run_with_every_death(prepare, check)
+    run_with_every_death(run, prepare, check)
 
 
-def test_at_every_death_a_reader_finds_the_old_artifact_or_the_new_one(tmp_path: Path) -> None:
+def test_at_every_death_a_reader_finds_the_old_artifact_or_the_new_one(tmp_path: Path, run: Run) -> None:
     for operations in range(MOST_OPERATIONS):
         folder = CampaignFolder.of(tmp_path / str(operations), "hero", "campaign")
         final, temporary = folder.layer_stats(100), temporary_path(folder.layer_stats(100), "new", 1)
@@ -90,7 +116,7 @@ def test_at_every_death_a_reader_finds_the_old_artifact_or_the_new_one(tmp_path:
         write_whole(temporary, encode(layer_stats("new")))
         aside = folder.superseded("x").parent
         paths = f"Path({str(temporary)!r}), Path({str(final)!r}), superseded_folder=Path({str(aside)!r})"
-        status = run(f"put_in_place({paths})", operations=operations)
+        status = run(f"put_in_place({paths})", operations)
         owner = read_layer_stats(final).job_key
         assert owner in {"old", "new"}
         if owner == "new":
@@ -100,7 +126,7 @@ def test_at_every_death_a_reader_finds_the_old_artifact_or_the_new_one(tmp_path:
     pytest.fail(f"more than {MOST_OPERATIONS} operations")
 
 
-def test_a_pin_is_whole_or_not_there_after_a_death_at_any_point(tmp_path: Path) -> None:
+def test_a_pin_is_whole_or_not_there_after_a_death_at_any_point(tmp_path: Path, run: Run) -> None:
     source = write_checkpoint(tmp_path / "checkpoint-100", shards=2, step=100)
     content = fingerprint(read_index(source))
     name = pins.pin_name(100, content)
@@ -117,16 +143,16 @@ def test_a_pin_is_whole_or_not_there_after_a_death_at_any_point(tmp_path: Path) 
         pins.release(held[-1], keep={name}, older_than_seconds=0)
         assert [entry.name for entry in held[-1].iterdir()] == [name]
 
-    run_with_every_death(prepare, check)
+    run_with_every_death(run, prepare, check)
 
 
-def test_a_pin_that_is_listed_is_whole_even_when_its_removal_died(tmp_path: Path) -> None:
+def test_a_pin_that_is_listed_is_whole_even_when_its_removal_died(tmp_path: Path, run: Run) -> None:
     source = write_checkpoint(tmp_path / "checkpoint-100", shards=2)
     content = fingerprint(read_index(source))
     for operations in range(MOST_OPERATIONS):
         folder = tmp_path / f"pins-{operations}"
         pins.pin(source, folder, "100-a")
-        status = run(f"unpin(Path({str(folder)!r}), '100-a')", operations=operations)
+        status = run(f"unpin(Path({str(folder)!r}), '100-a')", operations)
         if pins.listed(folder):
             assert fingerprint(read_index(folder / "100-a")) == content
         if status == 0:

@@ -6,7 +6,7 @@ from archaeologist.api import analyze
 from tests.fixtures.checkpoints import write_checkpoint
 
 
-def test_a_snapshot_of_the_hub_cache_is_analysed(tmp_path: Path) -> None:
+def test_a_snapshot_of_the_hub_cache_is_analysed(tmp_path: Path, kernels: Path) -> None:
     write_checkpoint(tmp_path / "blobs")
     snapshot = tmp_path / "snapshots" / "0a1b2c"
     snapshot.mkdir(parents=True)

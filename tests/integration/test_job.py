@@ -44,23 +44,16 @@ from contracts.messages import (
 EXACT = 1e-9
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compiled kernels, shared by the children of this module."""
-    return tmp_path_factory.mktemp("numba")
-
-
 class Child:
     """A started child."""
 
-    def __init__(self, cache: Path) -> None:
+    def __init__(self) -> None:
         reading, writing = os.pipe()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "archaeologist.job", "--lines-fd", str(writing)],
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             pass_fds=(writing,),
-            env={**os.environ, "NUMBA_CACHE_DIR": str(cache)},
         )
         os.close(writing)
         self.lines = os.fdopen(reading, "rb")
@@ -87,11 +80,11 @@ class Child:
 
 
 @pytest.fixture
-def start(cache: Path) -> Iterator[Callable[[], Child]]:
+def start(kernels: Path) -> Iterator[Callable[[], Child]]:
     children: list[Child] = []
 
     def started() -> Child:
-        children.append(Child(cache))
+        children.append(Child())
         return children[-1]
 
     yield started

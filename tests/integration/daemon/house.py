@@ -27,6 +27,7 @@ from contracts.records import JobRecord, RequestRecord
 from contracts.ulid import new_ulid
 from tests.fixtures import child
 from tests.fixtures.checkpoints import write_checkpoint
+from tests.fixtures.kernels import share_kernels
 from tests.fixtures.servers import Server
 
 HERO: Final = "dio"
@@ -119,6 +120,7 @@ def of(request_id: str, kind: str) -> Callable[[Event], bool]:
 async def opened(tmp_path: Path) -> AsyncIterator[House]:
     """A house with a running server and nobody in it."""
     root = (tmp_path / "root").resolve()
+    share_kernels(root)
     async with Server(tmp_path / "nats") as server:
         settings = Settings(root=str(root), bus=BusSettings(url=server.url), policy=PolicySettings(every=1), jobs=FAST)
         async with connected(settings.bus, name="test") as bus:
