@@ -13,6 +13,7 @@ import os
 import shlex
 import shutil
 import sys
+from asyncio import FIRST_COMPLETED
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,7 +54,7 @@ COLOURS: Final = {"info": "cyan", "success": "green", "warning": "yellow", "erro
 TRAINING_SECONDS: Final = 900.0
 """Ten times what it takes on two cores."""
 ANALYSIS_SECONDS: Final = 120.0
-"""From the end of training to the last analysis."""
+"""From the end of training, or of an analysis, to the end of the next."""
 BUS_SECONDS: Final = 10.0
 
 
@@ -211,15 +212,21 @@ async def _watched(server: EmbeddedServer, daemon: Program, plan: Plan) -> Async
 
 async def _train_and_follow(plan: Plan, bus: Bus, environment: dict[str, str], console: Console) -> None:
     """Trains, shows the Battle Log meanwhile, and returns once each checkpoint's analysis has ended."""
-    following = asyncio.create_task(_follow(plan, bus, console))
+    ended = asyncio.Event()
+    following = asyncio.create_task(_follow(plan, bus, console, ended=ended))
     try:
         await _train(plan, environment, console)
-        ended, _ = await asyncio.wait({following}, timeout=ANALYSIS_SECONDS)
-        if ended:
-            await following
-        else:
-            # What is missing is said by the check of what was found.
-            console.print(f"no end of the analyses within {ANALYSIS_SECONDS:g} s after training", style="yellow")
+        while not following.done():
+            # Each end of an analysis starts the wait anew: a slow machine may have many of them left.
+            ended.clear()
+            next_end = asyncio.create_task(ended.wait())
+            done, _ = await asyncio.wait({following, next_end}, timeout=ANALYSIS_SECONDS, return_when=FIRST_COMPLETED)
+            await tasks.end(next_end)
+            if not done:
+                # What is missing is said by the check of what was found.
+                console.print(f"no analysis ended within {ANALYSIS_SECONDS:g} s after training", style="yellow")
+                return
+        await following
     finally:
         await tasks.end(following)
 
@@ -259,8 +266,8 @@ def _show_save(line: bytes, console: Console) -> None:
     console.print(Text(f"{datetime.now(UTC):%H:%M:%S}  {text}", style="magenta"), soft_wrap=True)
 
 
-async def _follow(plan: Plan, bus: Bus, console: Console) -> None:
-    """Shows this campaign's events until each expected checkpoint's analysis has ended."""
+async def _follow(plan: Plan, bus: Bus, console: Console, *, ended: asyncio.Event) -> None:
+    """Shows this campaign's events until each expected checkpoint's analysis has ended; sets ``ended`` at each."""
     waiting = set(plan.expected_steps)
     # Set instead of leaving the loop, so that the reader takes its leave of the server.
     stop = asyncio.Event()
@@ -271,6 +278,7 @@ async def _follow(plan: Plan, bus: Bus, console: Console) -> None:
         _show_event(event, console)
         if event.type in ENDINGS:
             waiting.discard(_said(event, "checkpoint_step"))
+            ended.set()
         if not waiting:
             stop.set()
 

@@ -78,11 +78,11 @@ async def is_served(url: str) -> bool:
     return True
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(600)
 async def test_the_demo_trains_analyses_and_shows_what_changed(tmp_path: Path, kernels: Path) -> None:
     async with demo(tmp_path, *SHORT) as running:
         started = await running.until(r"server at (\S+), daemon \(pid (\d+)\)")
-        code = await running.end()
+        code = await running.end(timeout_seconds=500)
     assert code == 0, running.output
     for step in range(60, 361, 60):
         assert re.search(rf"completed +Analysis complete for checkpoint {step}\b", running.output)
