@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, as their time limits say, so that none of them runs alone at the end."""
+    """The longest first, as their time limits say, and their files with them, so that none runs alone at the end."""
     items.sort(key=_limit_seconds, reverse=True)
 
 

@@ -11,8 +11,7 @@ import torch
 from tests.campaigns.collapse import COLLAPSE, Record, recorded
 from tests.fixtures.campaigns import Pair, Plan, pair
 
-# The first test trains for all, 20 s of processor time, so all of them belong to one worker.
-pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("campaigns")]
+pytestmark = pytest.mark.timeout(300)  # the first test trains for all: 20 s of processor time
 
 SEEDS = (8, 4)
 """One collapses after six healthy saves, the other after three: against a history, and with almost none."""
