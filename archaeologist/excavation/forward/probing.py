@@ -4,6 +4,7 @@ Whatever cannot be computed is named with its reason in ``not_computed``; weight
 """
 
 import contextlib
+import ctypes
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -292,6 +293,7 @@ class Probing:
         rows = [self._statistics.positions(side.last_hidden()) for side in sides]
         if any(hidden is None for hidden in rows):
             return Found(not_computed={"predictions": "the last hidden states have another shape than the probes"})
+        _trim()
         keep, following, skills = _following(self._tokens)
         with contextlib.ExitStack() as stack:
             heads = [stack.enter_context(Head(side, lanes=self._lanes)) for side in sides]
@@ -318,6 +320,12 @@ class Probing:
         if self._reference is None or not self._statistics.similarity:
             return None
         return replace(output.functional_drift or FunctionalDrift(), similarity=self._statistics.similarity)
+
+
+def _trim() -> None:
+    """Gives memory back to the system that glibc keeps for the passes, which are over: the head takes other sizes."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _free_memory() -> int:
