@@ -123,6 +123,7 @@ def _run(excavation: Excavation, on_progress: Callable[[Progress], None], starte
     artifact, found = kind.excavate(excavation, on_progress)
     digest = write_whole(Path(excavation.artifact_path), msgspec.json.encode(artifact))
     drift = found.global_drift
+    alerts = artifact.alerts if isinstance(artifact, LayerStats) else ()
     return Succeeded(
         artifact_sha256=digest,
         has_sketch=found.has_sketch,
@@ -131,8 +132,8 @@ def _run(excavation: Excavation, on_progress: Callable[[Progress], None], starte
         most_changed_layer=drift.most_changed_layer if drift else None,
         most_changed_layer_relative=drift.most_changed_layer_relative if drift else None,
         duration_sec=round(time.perf_counter() - started, 6),
-        findings=findings(found),
-        alerts=artifact.alerts if isinstance(artifact, LayerStats) else (),
+        findings=findings(found, excavation.job, alerts=alerts),
+        alerts=alerts,
         warnings=artifact.warnings,
         steps=found.forward.forward.steps if found.forward and found.forward.forward else (),
     )

@@ -9,9 +9,9 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
@@ -35,26 +35,27 @@ from archaeologist.excavation.matrices import Matrices
 from archaeologist.excavation.plan import Plan, Ties, find_ties, plan_walk
 from archaeologist.excavation.sketch_file import SketchFile
 from archaeologist.excavation.walk import BlockResult, OnProgress, ReferenceUnreadableError, Walk
+from archaeologist.findings import analysis
+from archaeologist.findings.movement import compared, resolution
+from archaeologist.findings.wording import listed
 from archaeologist.probes.sets import load
 from archaeologist.statistics import kernels
 from archaeologist.statistics.drift import PairSums, block_drift, global_drift, together
 from archaeologist.statistics.sketch import SketchHeader
 from archaeologist.statistics.weights import block_weights, global_weights, growth_of
 from contracts.artifacts import (
+    Alert,
     GlobalDriftStats,
     GlobalWeightStats,
     LayerDriftStats,
     LayerWeightStats,
     Versions,
 )
-from contracts.messages import DEFAULT_PROBES, Excavation, Side
+from contracts.messages import DEFAULT_PROBES, Excavation, Job, Side
 
 if TYPE_CHECKING:
     from archaeologist.excavation.forward.found import Found
     from archaeologist.excavation.forward.probing import Probing
-
-_NAMED: Final = 3
-"""How many names a warning lists."""
 
 
 class Opened(Struct, frozen=True, kw_only=True):
@@ -312,13 +313,13 @@ def _nonfinite(found: Survey) -> str | None:
         return None
     whole = found.global_weights
     counts = f"{whole.nan_count} NaN and {whole.inf_count} infinite values"
-    return f"{counts} in {_listed(broken)}; statistics cover the finite values"
+    return f"{counts} in {listed(broken)}; statistics cover the finite values"
 
 
 def _untied(plan: Plan) -> str | None:
     heads = plan.coverage.untied
     return (
-        f"{_listed(list(heads))} is tied by config.json but differs from the embedding; both are counted"
+        f"{listed(list(heads))} is tied by config.json but differs from the embedding; both are counted"
         if heads
         else None
     )
@@ -332,37 +333,27 @@ def _incomparable(plan: Plan) -> str | None:
         "only in the reference": list(plan.comparison.only_in_reference),
         "of another shape": list(plan.comparison.shape_differs),
     }
-    said = [f"{_listed(names)} ({what})" for what, names in parts.items() if names]
+    said = [f"{listed(names)} ({what})" for what, names in parts.items() if names]
     return f"not compared: {'; '.join(said)}" if said else None
 
 
 def _resolution(found: Survey) -> str | None:
-    # What did not change at all is exact, whatever the resolution.
-    rounded = [name for name, block in found.drift.items() if block.below_resolution and block.changed_fraction]
-    if not rounded:
-        return None
-    dtypes = {tensor.dtype for name in rounded for tensor in found.weights[name].tensors.values()}
-    names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-    shown = " and ".join(sorted(names[dtype] for dtype in dtypes))
-    return f"{len(rounded)} of {len(found.drift)} blocks are below the resolution of {shown}: drift there is rounding"
+    told = resolution(compared(found.drift, found.weights, step=None, reference_step=None))
+    return told.text.removesuffix(".") if told else None
 
 
-def findings(found: Survey) -> tuple[str, ...]:
-    """Two or three exact sentences for the completed event."""
-    whole = found.global_weights
-    said = [f"{whole.param_count:,} parameters in {len(found.weights)} blocks"]
-    if whole.l2 is not None:
-        said[0] += f", L2 norm {whole.l2:.6g}"
-    if found.global_drift is None:
-        return tuple(said)
-    most = found.global_drift.most_changed_layer_relative
-    if not found.global_drift.changed_fraction:
-        return (*said, "no value differs from the reference")
-    if most is not None:
-        said.append(f"{most} moved most (relative L2 {found.drift[most].relative_l2:.2g})")
-    if rounding := _resolution(found):
-        said.append(rounding)
-    return tuple(said)
+def findings(found: Survey, job: Job, *, alerts: Sequence[Alert] = ()) -> tuple[str, ...]:
+    """The sentences of the completed event."""
+    told = analysis.findings(
+        found.weights,
+        found.global_weights,
+        drift=found.drift,
+        global_drift=found.global_drift,
+        functional=found.forward.functional_drift if found.forward else None,
+        alerts=alerts,
+        steps=(job.target.step, job.reference.step if job.reference else None),
+    )
+    return tuple(one.text for one in told)
 
 
 def versions() -> Versions:
@@ -375,8 +366,3 @@ def versions() -> Versions:
         numba=numba.__version__,
         **{name: str(module.__version__) for name, module in modules.items() if module is not None},
     )
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

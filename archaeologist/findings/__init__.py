@@ -1,0 +1,1 @@
+"""The only place where numbers become sentences; pure. ``campaign`` over all checkpoints, ``analysis`` of one."""

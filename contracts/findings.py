@@ -1,0 +1,30 @@
+"""Findings: sentences made from an analysis's numbers, for the page, the report, the terminal and events."""
+
+from typing import Literal
+
+from msgspec import Struct
+
+FindingSeverity = Literal["critical", "warning", "success", "info"]
+
+
+class Evidence(Struct, frozen=True, kw_only=True):
+    """Where the numbers behind a finding are to be seen; null: not one block, metric or checkpoint."""
+
+    block: str | None = None
+    metric: str | None = None
+    """A metric of the strata (``relative_l2``), of health (``entropy``), or ``stability``, ``skill``, ``left_out``."""
+    step: int | None = None
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """One sentence, what it rests on, and where to look."""
+
+    topic: str
+    """alert, collapse, movement, resolution, function, thrashing, frozen, leader, skill, left_out, coverage."""
+    severity: FindingSeverity
+    text: str
+    """Text, not markup: names in it come from checkpoints."""
+    basis: str = ""
+    """What it rests on: numbers, sample size, what is missing."""
+    confidence: Literal["low", "normal"] = "normal"
+    evidence: Evidence = Evidence()
