@@ -283,7 +283,7 @@ def test_a_sketch_file_is_safetensors_and_gives_the_distance_between_checkpoints
     assert sketches[1].header.fingerprint == artifacts[1].fingerprint
     assert artifacts[1].global_drift_stats is not None
     assert distance(sketches[1], sketches[0]) == pytest.approx(artifacts[1].global_drift_stats.l2, rel=0.05)
-    assert found[1].startswith(str(artifacts[1].global_drift_stats.most_changed_layer_relative))
+    assert "the median" in found[1]
 
 
 @pytest.mark.parametrize("metrics", [("l2",), ("cosine",), ("frobenius", "cosine")], ids=str)

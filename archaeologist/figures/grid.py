@@ -1,0 +1,216 @@
+"""What the strata show: a metric of every block at every checkpoint, at most 400 rows by 1000 columns. Pure numbers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from contracts.artifacts import DriftTimeline, HealthTimeline
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+MOST_ROWS: Final = 400
+MOST_COLUMNS: Final = 1000
+
+
+class Metric(Struct, frozen=True, kw_only=True):
+    """A number that the strata can show."""
+
+    title: str
+    definition: str
+    summary: Literal["drift", "health"]
+    field: str
+    """Of the summary's layers; for ``kl`` of the whole model."""
+    is_log: bool = True
+    keeps: Literal["largest", "smallest"] = "largest"
+    """Of several checkpoints in one column: the one that says more."""
+    has_resolution: bool = False
+    """Whether rounding of the stored values shows in it."""
+
+
+METRICS: Final[dict[str, Metric]] = {
+    "relative_l2": Metric(
+        title="Relative L2",
+        definition="norm of the change over the reference's norm",
+        summary="drift",
+        field="relative_l2",
+        has_resolution=True,
+    ),
+    "l2": Metric(title="L2", definition="norm of the change", summary="drift", field="l2", has_resolution=True),
+    "one_minus_cosine": Metric(
+        title="1 − cosine",  # noqa: RUF001 -- a minus sign
+        definition="how far the direction turned",
+        summary="drift",
+        field="one_minus_cosine",
+        has_resolution=True,
+    ),
+    "changed_fraction": Metric(
+        title="Changed fraction",
+        definition="share of values whose bits differ",
+        summary="drift",
+        field="changed_fraction",
+        is_log=False,
+    ),
+    "cka": Metric(
+        title="CKA",
+        definition="similarity of the hidden states with the reference's, 1: the same",
+        summary="drift",
+        field="cka",
+        is_log=False,
+        keeps="smallest",
+    ),
+    "kl": Metric(
+        title="KL divergence",
+        definition="of the predictions from the reference's, in nats; one number for the whole model",
+        summary="drift",
+        field="kl",
+    ),
+    "activation_std": Metric(
+        title="Activation std",
+        definition="standard deviation of the block's outputs on the probes",
+        summary="health",
+        field="activation_std",
+    ),
+    "rankme": Metric(
+        title="RankMe",
+        definition="effective rank of the hidden states",
+        summary="health",
+        field="rankme",
+        keeps="smallest",
+    ),
+}
+
+
+class Column(NamedTuple):
+    """One column: a checkpoint, or several that follow each other."""
+
+    first: int
+    last: int
+
+    @property
+    def label(self) -> str:
+        """The step, or the first and the last."""
+        return str(self.first) if self.first == self.last else f"{self.first}–{self.last}"  # noqa: RUF001 -- a range
+
+
+class Grid(NamedTuple):
+    """A metric, rows from the embedding to the head, columns by step."""
+
+    rows: tuple[str, ...]
+    columns: tuple[Column, ...]
+    values: Floats
+    """Shape (rows, columns); NaN where there is none."""
+    below: Bools
+    """Whether the value is below the resolution of the stored dtype."""
+    references: tuple[int | None, ...] = ()
+    """Steps that the columns are compared with; empty where columns hold several checkpoints."""
+    rows_each: int = 1
+    """Blocks in one row; the first one's name stands for them."""
+    columns_each: int = 1
+    """Checkpoints in one column."""
+
+
+def grid(metric: str, timeline: DriftTimeline, health: HealthTimeline) -> Grid:
+    """A metric of the summaries, all analysed checkpoints as columns.
+
+    Args:
+        metric: One of ``METRICS``.
+        timeline: Of the campaign.
+        health: Of the same campaign; has the columns that were compared with nothing.
+    """
+    which = METRICS[metric]
+    steps = tuple(sorted({*timeline.checkpoints, *health.checkpoints}))
+    of_drift, of_health = _placed(timeline.checkpoints, steps), _placed(health.checkpoints, steps)
+    compared_with = dict(zip(timeline.checkpoints, timeline.reference_steps, strict=False))
+    references = tuple(compared_with.get(step) for step in steps)
+    columns = tuple(Column(step, step) for step in steps)
+    if which.field == "kl":
+        values = of_drift(timeline.kl)[np.newaxis, :]
+        return _binned(Grid(("predictions",), columns, values, np.zeros(values.shape, np.bool_), references), which)
+    rows = tuple(dict.fromkeys([*timeline.layers, *health.layers]))
+    placed, layers = (of_drift, timeline.layers) if which.summary == "drift" else (of_health, health.layers)
+    values = _stacked([placed(getattr(layers.get(row), which.field, ())) for row in rows], len(steps))
+    below = np.zeros(values.shape, np.bool_)
+    if which.has_resolution:
+        flags = [of_drift(layer.below_resolution if (layer := timeline.layers.get(row)) else ()) for row in rows]
+        # What did not change at all is exact: nothing there was rounded.
+        below = (_stacked(flags, len(steps)) == 1) & (values != 0)
+    return _binned(Grid(rows, columns, values, below, references), which)
+
+
+def _placed(own: Sequence[int], steps: Sequence[int]) -> Callable[[Sequence[float | None]], Floats]:
+    """Puts a summary's array onto all steps."""
+    place = {step: number for number, step in enumerate(steps)}
+    places = [place[step] for step in own]
+
+    def put(values: Sequence[float | None]) -> Floats:
+        found = np.full(len(steps), np.nan)
+        known = np.array(values[: len(places)], np.float64)
+        found[places[: len(known)]] = np.where(np.isfinite(known), known, np.nan)
+        return found
+
+    return put
+
+
+def _stacked(rows: Sequence[Floats], width: int) -> Floats:
+    return np.stack(rows) if rows else np.empty((0, width))
+
+
+def _binned(found: Grid, metric: Metric) -> Grid:
+    """The grid in at most 400 rows by 1000 columns: of each cell's values the one that says more, and its flag."""
+    rows_each = -(-len(found.rows) // MOST_ROWS) or 1
+    columns_each = -(-len(found.columns) // MOST_COLUMNS) or 1
+    if rows_each == columns_each == 1:
+        return found
+    values, below = found.values, found.below
+    for axis, each in ((0, rows_each), (1, columns_each)):
+        values, below = _kept(values, below, axis=axis, each=each, keeps=metric.keeps)
+    columns = found.columns
+    return Grid(
+        rows=found.rows[::rows_each],
+        columns=tuple(
+            Column(columns[place].first, columns[min(place + columns_each, len(columns)) - 1].last)
+            for place in range(0, len(columns), columns_each)
+        ),
+        values=values,
+        below=below,
+        references=found.references if columns_each == 1 else (),
+        rows_each=rows_each,
+        columns_each=columns_each,
+    )
+
+
+def _kept(values: Floats, below: Bools, *, axis: int, each: int, keeps: str) -> tuple[Floats, Bools]:
+    if each == 1:
+        return values, below
+    padding = [(0, 0), (0, 0)]
+    padding[axis] = (0, -values.shape[axis] % each)
+    values = np.pad(values, padding, constant_values=np.nan)
+    shape = list(values.shape)
+    shape[axis : axis + 1] = [values.shape[axis] // each, each]
+    groups, flags = values.reshape(shape), np.pad(below, padding).reshape(shape)
+    lost = -np.inf if keeps == "largest" else np.inf
+    comparable = np.where(np.isnan(groups), lost, groups)
+    best = comparable.argmax(axis + 1) if keeps == "largest" else comparable.argmin(axis + 1)
+    where = np.expand_dims(best, axis + 1)
+    return (
+        np.take_along_axis(groups, where, axis + 1).squeeze(axis + 1),
+        np.take_along_axis(flags, where, axis + 1).squeeze(axis + 1),
+    )
+
+
+def measured(timeline: DriftTimeline, health: HealthTimeline) -> tuple[str, ...]:
+    """The metrics of which there is at least one value, in the switch's order."""
+    layers: Mapping[str, Sequence[object]] = {"drift": [*timeline.layers.values()], "health": [*health.layers.values()]}
+    return tuple(
+        name
+        for name, metric in METRICS.items()
+        if any(
+            value is not None
+            for owner in ([timeline] if metric.field == "kl" else layers[metric.summary])
+            for value in getattr(owner, metric.field)
+        )
+    )
