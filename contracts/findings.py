@@ -28,3 +28,15 @@ class Finding(Struct, frozen=True, kw_only=True):
     """What it rests on: numbers, sample size, what is missing."""
     confidence: Literal["low", "normal"] = "normal"
     evidence: Evidence = Evidence()
+
+
+class Card(Struct, frozen=True, kw_only=True):
+    """One number above the strata."""
+
+    title: str
+    value: str
+    detail: str = ""
+    """What it is of, and how it goes."""
+    trend: tuple[float | None, ...] = ()
+    """Over time, for a line beside it."""
+    block: str | None = None

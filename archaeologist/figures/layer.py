@@ -1,6 +1,6 @@
 """One block over time: the drift of its parts, the norm of its weights, the spread of its activations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import plotly.graph_objects as go
@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from archaeologist.figures.labels import plain
 from archaeologist.figures.themes import NEUTRAL
-from contracts.artifacts import DriftTimeline, HealthTimeline, LayerHealthTimeline, LayerTimeline
+from contracts.artifacts import DriftTimeline, HealthTimeline, LayerHealthTimeline, LayerStats, LayerTimeline
 
 DASHES: Final = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 PANEL_PIXELS: Final = 190
@@ -23,6 +23,19 @@ class Parts(Struct, frozen=True, kw_only=True):
     steps: tuple[int, ...] = ()
     relative_l2: Mapping[str, tuple[float | None, ...]] = {}
     """By the tensor's name within the block; aligned with ``steps``."""
+
+
+def parts_of(block: str, artifacts: Iterable[LayerStats]) -> Parts:
+    """The drift of a block's tensors in artifacts, which may come in any order."""
+    ordered = sorted((one for one in artifacts if one.drift_stats), key=lambda one: one.checkpoint_step)
+    found = [one.drift_stats[block].tensors if block in one.drift_stats else {} for one in ordered]
+    names = dict.fromkeys(name for tensors in found for name in tensors)
+    return Parts(
+        steps=tuple(one.checkpoint_step for one in ordered),
+        relative_l2={
+            name: tuple(tensors[name].relative_l2 if name in tensors else None for tensors in found) for name in names
+        },
+    )
 
 
 def detail(block: str, timeline: DriftTimeline, health: HealthTimeline, parts: Parts | None = None) -> go.Figure:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import plotly.graph_objects as go
 
 from archaeologist.figures.grid import METRICS, Column, Floats, Grid, Metric, grid
@@ -60,8 +61,8 @@ def _heat(found: Grid, metric: Metric, names: list[str]) -> go.Heatmap:
     return go.Heatmap(
         x=[column.label for column in found.columns],
         y=names,
-        z=_colored(found.values, metric),
-        customdata=found.values,
+        z=_colored(found.values, metric).astype(np.float32),
+        customdata=_exact(found.values),
         text=_details(found) if is_detailed else None,
         hovertemplate="<b>%{y}</b><br>step %{x}<br>"
         f"{plain(metric.title)} %{{customdata:.4g}}" + ("%{text}<extra></extra>" if is_detailed else "<extra></extra>"),
@@ -95,6 +96,14 @@ def _limits(values: Floats, metric: Metric) -> tuple[float, float]:
     return (low, high) if high - low > 1e-9 else (low - 0.5, high + 0.5)  # noqa: PLR2004 -- one value only
 
 
+def _exact(values: Floats) -> npt.NDArray[Any]:
+    """What the hover shows: four digits, so that many cells need no more than float32."""
+    if values.size <= DETAILED_UP_TO:
+        return values
+    with np.errstate(over="ignore", under="ignore"):
+        return values.astype(np.float32)
+
+
 def _details(found: Grid) -> list[list[str]]:
     """What the hover says beside the value: the reference, and whether it is rounding."""
     against = [
@@ -118,8 +127,10 @@ def _resolution(found: Grid, names: list[str]) -> list[Any]:
     grey = go.Heatmap(
         x=labels,
         y=names,
-        z=np.where(found.below, 1.0, np.nan),
-        colorscale=[[0, NEUTRAL], [1, NEUTRAL]],
+        z=found.below.astype(np.uint8),
+        zmin=0,
+        zmax=1,
+        colorscale=[[0, "rgba(0,0,0,0)"], [1, NEUTRAL]],
         opacity=0.55,
         showscale=False,
         hoverinfo="skip",
