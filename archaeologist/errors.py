@@ -268,6 +268,18 @@ class JobUnknown(PermanentError):
     code = "job_unknown"
 
 
+class BrowserMissing(PermanentError):
+    """No browser is installed that could make an image."""
+
+    code = "browser_missing"
+
+
+class BrowserFailed(PermanentError):
+    """The browser made no image."""
+
+    code = "browser_failed"
+
+
 # Bus and settings.
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Final
 import typer
 
 import archaeologist
-from archaeologist.cli import analyze, bus, demo, doctor, documents, jobs, log, request, service, summarize
+from archaeologist.cli import analyze, bus, demo, doctor, documents, jobs, log, report, request, service, summarize
 from archaeologist.errors import ArchaeologistError, UsageError
 
 FAILED: Final = 1
@@ -41,6 +41,7 @@ app.command()(request.request)
 app.command()(log.log)
 app.add_typer(jobs.app, name="jobs")
 app.command()(summarize.summarize)
+app.command()(report.report)
 app.command()(service.up)
 app.command()(service.daemon)
 app.add_typer(bus.app, name="bus")

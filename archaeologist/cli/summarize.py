@@ -42,8 +42,8 @@ def _folders(campaign: str | None, *, every: bool, root: Path) -> "list[Campaign
         UsageError: Neither or both forms, or no plain names.
         CampaignMissing: There is none.
     """
-    from archaeologist.artifacts.paths import CampaignFolder, campaign_folders
-    from archaeologist.errors import CampaignMissing, MessageInvalid, UsageError
+    from archaeologist.artifacts.paths import campaign_folders
+    from archaeologist.errors import CampaignMissing, UsageError
 
     if (campaign is None) is not every:
         msg = "name one campaign, HERO/CAMPAIGN, or --all"
@@ -54,16 +54,29 @@ def _folders(campaign: str | None, *, every: bool, root: Path) -> "list[Campaign
             msg = f"no campaign under {str(root)!r} has artifacts; name the folder that holds campaigns/ with --root"
             raise CampaignMissing(msg)
         return found
-    hero_id, _, campaign_id = campaign.partition("/")
+    return [named_campaign(campaign, root=root)]
+
+
+def named_campaign(name: str, *, root: Path) -> "CampaignFolder":
+    """The campaign that ``HERO/CAMPAIGN`` names.
+
+    Raises:
+        UsageError: No plain names.
+        CampaignMissing: It has no artifacts.
+    """
+    from archaeologist.artifacts.paths import CampaignFolder
+    from archaeologist.errors import CampaignMissing, MessageInvalid, UsageError
+
+    hero_id, _, campaign_id = name.partition("/")
     try:
         folder = CampaignFolder.of(root, hero_id, campaign_id)
     except MessageInvalid as error:
-        msg = f"{campaign!r}: {error}; write HERO/CAMPAIGN"
+        msg = f"{name!r}: {error}; write HERO/CAMPAIGN"
         raise UsageError(msg) from error
     if not folder.has_artifacts:
-        msg = f"campaign {campaign!r} has no artifacts in {str(folder.analysis)!r}; check the name, or --root"
+        msg = f"campaign {name!r} has no artifacts in {str(folder.analysis)!r}; check the name, or --root"
         raise CampaignMissing(msg)
-    return [folder]
+    return folder
 
 
 def _summarized(folder: "CampaignFolder") -> dict[str, Any]:

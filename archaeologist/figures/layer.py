@@ -1,5 +1,6 @@
 """One block over time: the drift of its parts, the norm of its weights, the spread of its activations."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -13,6 +14,8 @@ from contracts.artifacts import DriftTimeline, HealthTimeline, LayerHealthTimeli
 
 DASHES: Final = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 PANEL_PIXELS: Final = 190
+DRIFT_SHARE: Final = 1.7
+"""Height of the panel of the drift, whose lines are many, to the others'."""
 MOST_PARTS: Final = 8
 """Lines that can still be told apart; those that moved farthest."""
 
@@ -52,26 +55,40 @@ def detail(block: str, timeline: DriftTimeline, health: HealthTimeline, parts: P
     panels: list[tuple[str, list[Any]]] = [
         ("relative L2", _drift(layer, timeline, parts or Parts())),
         ("weight norm", _norm(state, health)),
-        ("activations (1st to 99th percentile)", _activations(state, health)),
+        ("activations p1 to p99", _activations(state, health)),
     ]
     panels = [(title, traces) for title, traces in panels if traces]
-    figure: go.Figure = make_subplots(rows=max(1, len(panels)), cols=1, shared_xaxes=True, vertical_spacing=0.09)
+    figure: go.Figure = make_subplots(
+        rows=max(1, len(panels)),
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=0.07,
+        row_heights=[DRIFT_SHARE if title == "relative L2" else 1.0 for title, _ in panels] or None,
+    )
     for row, (title, traces) in enumerate(panels, start=1):
         for trace in traces:
             figure.add_trace(trace, row=row, col=1)
         figure.update_yaxes(title_text=title, row=row, col=1)
     if panels and panels[0][0] == "relative L2" and _is_positive(panels[0][1]):
-        figure.update_yaxes(type="log", tickformat=".1g", nticks=6, row=1, col=1)
+        figure.update_yaxes(
+            type="log", dtick="D2" if _decades(panels[0][1]) <= 1 else 1, tickformat=".1g", row=1, col=1
+        )
     figure.update_xaxes(title_text="checkpoint (step)", row=max(1, len(panels)), col=1)
     figure.update_layout(
-        height=PANEL_PIXELS * max(1, len(panels)) + 120,
-        margin={"l": 8, "r": 8, "t": 44, "b": 48},
-        title={"text": plain(block), "x": 0},
-        legend={"orientation": "h", "y": -0.16, "yanchor": "top", "x": 0},
+        height=PANEL_PIXELS * max(1, len(panels)) + 150,
+        margin={"l": 8, "r": 8, "t": 90, "b": 48},
+        title={"text": plain(block), "x": 0, "y": 0.99, "yanchor": "top"},
+        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
         hovermode="closest",
         meta={"block": block},
     )
     return figure
+
+
+def _decades(traces: Sequence[Any]) -> float:
+    """How many powers of ten the values cover."""
+    values = [value for trace in traces for value in trace.y if value]
+    return math.log10(max(values) / min(values))
 
 
 def _is_positive(traces: Sequence[Any]) -> bool:
@@ -98,7 +115,7 @@ def _drift(layer: LayerTimeline | None, timeline: DriftTimeline, parts: Parts) -
 def _norm(state: LayerHealthTimeline | None, health: HealthTimeline) -> list[go.Scatter]:
     if state is None or all(value is None for value in state.weight_l2):
         return []
-    return [_line("weight norm", health.checkpoints, state.weight_l2)]
+    return [_line("weight norm", health.checkpoints, state.weight_l2, is_named=False)]
 
 
 def _activations(state: LayerHealthTimeline | None, health: HealthTimeline) -> list[go.Scatter]:
@@ -118,11 +135,17 @@ def _activations(state: LayerHealthTimeline | None, health: HealthTimeline) -> l
         fillcolor="rgba(138,130,114,0.3)",
         **edge,
     )
-    return [low, high, _line("mean activation", health.checkpoints, state.activation_mean)]
+    return [low, high, _line("mean activation", health.checkpoints, state.activation_mean, is_named=False)]
 
 
 def _line(
-    name: str, steps: Sequence[int], values: Sequence[float | None], *, dash: str = "solid", width: float = 1.8
+    name: str,
+    steps: Sequence[int],
+    values: Sequence[float | None],
+    *,
+    dash: str = "solid",
+    width: float = 1.8,
+    is_named: bool = True,
 ) -> go.Scatter:
     return go.Scatter(
         x=list(steps),
@@ -131,5 +154,6 @@ def _line(
         mode="lines+markers",
         line={"dash": dash, "width": width},
         marker={"size": 5},
+        showlegend=is_named,
         hovertemplate="step %{x}<br>%{y:.4g}<extra>%{fullData.name}</extra>",
     )

@@ -61,8 +61,8 @@ def _heat(found: Grid, metric: Metric, names: list[str]) -> go.Heatmap:
     return go.Heatmap(
         x=[column.label for column in found.columns],
         y=names,
-        z=_colored(found.values, metric).astype(np.float32),
-        customdata=_exact(found.values),
+        z=_single(_colored(found.values, metric)),
+        customdata=found.values if is_detailed else _single(found.values),
         text=_details(found) if is_detailed else None,
         hovertemplate="<b>%{y}</b><br>step %{x}<br>"
         f"{plain(metric.title)} %{{customdata:.4g}}" + ("%{text}<extra></extra>" if is_detailed else "<extra></extra>"),
@@ -96,10 +96,8 @@ def _limits(values: Floats, metric: Metric) -> tuple[float, float]:
     return (low, high) if high - low > 1e-9 else (low - 0.5, high + 0.5)  # noqa: PLR2004 -- one value only
 
 
-def _exact(values: Floats) -> npt.NDArray[Any]:
-    """What the hover shows: four digits, so that many cells need no more than float32."""
-    if values.size <= DETAILED_UP_TO:
-        return values
+def _single(values: Floats) -> npt.NDArray[np.float32]:
+    """In float32: enough for a colour and four digits, and half the size of a large figure."""
     with np.errstate(over="ignore", under="ignore"):
         return values.astype(np.float32)
 

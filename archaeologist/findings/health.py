@@ -1,6 +1,6 @@
 """What the health timeline supports: alerts, NaN and infinity, on how many checkpoints there is no sign of collapse."""
 
-from typing import Final
+from typing import Final, Literal
 
 from archaeologist.findings.wording import at, counted, finite, labels, number
 from contracts.artifacts import HealthAlert, HealthTimeline
@@ -9,7 +9,7 @@ from contracts.findings import Evidence, Finding
 FEWEST_EARLIER: Final = 5
 """Earlier checkpoints that a history needs, as in statistics.collapse."""
 MOST_ALERTS: Final = 2
-"""How many alerts have a sentence of their own."""
+"""How many metrics with alerts have a sentence of their own."""
 
 COLLAPSE: Final = frozenset({"representation", "entropy", "divergence"})
 
@@ -30,10 +30,10 @@ def findings(health: HealthTimeline, *, reason: str | None = None) -> list[Findi
         health: Of the campaign.
         reason: Why the newest checkpoint's activations were not computed, where that is known.
     """
-    alerts = sorted(health.alerts, key=lambda alert: (alert.severity != "critical", -alert.checkpoint_step))
-    told = _nonfinite(health) + [_alert(alert, health) for alert in alerts[:MOST_ALERTS]]
-    if len(alerts) > MOST_ALERTS:
-        told.append(_more(alerts[MOST_ALERTS:]))
+    groups = _groups(health)
+    told = _nonfinite(health) + [_alert(group, health) for group in groups[:MOST_ALERTS]]
+    if rest := [alert for group in groups[MOST_ALERTS:] for alert in group]:
+        told.append(_more(rest))
     if not any(alert.family in COLLAPSE for alert in health.alerts):
         told.append(_no_sign(health, reason=reason))
     return told
@@ -73,11 +73,27 @@ def _nonfinite(health: HealthTimeline) -> list[Finding]:
     ]
 
 
-def _alert(alert: HealthAlert, health: HealthTimeline) -> Finding:
+def _groups(health: HealthTimeline) -> list[list[HealthAlert]]:
+    """The alerts of one metric and part together, the newest of each first; the most severe and newest group first."""
+    found: dict[tuple[str, str, str], list[HealthAlert]] = {}
+    for alert in sorted(health.alerts, key=lambda alert: -alert.checkpoint_step):
+        block = alert.block or "" if alert.family == "weights" else ""
+        found.setdefault((alert.family, alert.metric, block), []).append(alert)
+    return sorted(found.values(), key=lambda group: (_severity(group) != "critical", -group[0].checkpoint_step))
+
+
+def _severity(group: list[HealthAlert]) -> Literal["warning", "critical"]:
+    return "critical" if any(alert.severity == "critical" for alert in group) else "warning"
+
+
+def _alert(group: list[HealthAlert], health: HealthTimeline) -> Finding:
+    alert = group[0]
+    steps = {one.checkpoint_step for one in group} - {alert.checkpoint_step}
+    earlier = f"; alerts at {counted(len(steps), 'earlier checkpoint')} too" if steps else ""
     return Finding(
         topic="alert",
-        severity=alert.severity,
-        text=f"{_said(alert, health)}{_since(alert, health)}.",
+        severity=_severity(group),
+        text=f"{_said(alert, health)}{_since(alert, health)}{earlier}.",
         basis=_basis(alert),
         confidence=alert.confidence,
         evidence=Evidence(block=alert.block, metric=alert.metric, step=alert.checkpoint_step),
@@ -95,7 +111,8 @@ def _said(alert: HealthAlert, health: HealthTimeline) -> str:
     words = WORDS.get(alert.metric, alert.metric)
     if value is None:
         return f"{words}{of} raised an alert {when}"
-    usual = "" if baseline is None else f", usual {number(baseline)}"
+    # A divergence is compared with 0, which goes without saying.
+    usual = "" if not baseline else f", compared with {number(baseline)}"
     sign = ": a sign of collapse" if alert.family in COLLAPSE else ""
     return f"{words}{of} {when} is {number(value)}{usual}{sign}"
 

@@ -202,7 +202,7 @@ def alert(step: int, **fields: Any) -> HealthAlert:
 def test_an_alert_comes_first_and_silences_the_all_clear() -> None:
     found = findings(drift(), health(8, alerts=(alert(800, severity="critical"),)))
     assert found[0].severity == "critical"
-    assert found[0].text == "Entropy of the next token (nats) at step 800 is 0.2, usual 2: a sign of collapse."
+    assert found[0].text == "Entropy of the next token (nats) at step 800 is 0.2, compared with 2: a sign of collapse."
     assert found[0].basis == "judged against 6 earlier checkpoints"
     assert "No sign" not in texts(found)
 
@@ -218,14 +218,27 @@ def test_an_old_alert_is_not_over_where_the_newest_was_not_measured() -> None:
     assert found[0].text.endswith("; step 800 was not measured.")
 
 
+def test_alerts_of_one_metric_are_one_finding() -> None:
+    found = findings(drift(), health(8, alerts=(alert(700, severity="critical"), alert(800), alert(300))))
+    assert [(one.severity, one.text) for one in found if one.topic == "alert"] == [
+        (
+            "critical",
+            (
+                "Entropy of the next token (nats) at step 800 is 0.2, compared with 2: a sign of collapse;"
+                " alerts at 2 earlier checkpoints too."
+            ),
+        )
+    ]
+
+
 def test_many_alerts_are_counted() -> None:
-    found = findings(drift(), health(8, alerts=tuple(alert(100 * number) for number in range(1, 7))))
-    assert "4 more alerts at steps 100 to 400." in texts(found)
+    told = tuple(alert(100 * number, metric=f"m{number}", family="x") for number in range(1, 7))
+    assert "4 more alerts at steps 100 to 400." in texts(findings(drift(), health(8, alerts=told)))
 
 
 def test_a_weight_norm_s_alert_is_no_sign_of_collapse() -> None:
     found = findings(drift(), health(8, alerts=(alert(800, family="weights", metric="l2", block="x"),)))
-    assert "Weight norm of x at step 800 is 0.2, usual 2." in texts(found)
+    assert "Weight norm of x at step 800 is 0.2, compared with 2." in texts(found)
     assert "No sign of collapse on 8 checkpoints." in texts(found)
 
 

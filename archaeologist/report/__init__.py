@@ -1,0 +1,1 @@
+"""The report: one campaign in one HTML file that needs nothing else."""

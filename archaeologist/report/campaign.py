@@ -1,0 +1,138 @@
+"""Everything that a report shows, read from a campaign's folder."""
+
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from archaeologist.artifacts.paths import CampaignFolder
+from archaeologist.artifacts.store import read_layer_stats
+from archaeologist.errors import ArtifactInvalid, ArtifactMissing, ArtifactUnwritable, SummariesLate
+from archaeologist.figures.layer import Parts, parts_of
+from archaeologist.figures.movers import ranking
+from archaeologist.files import read_bounded
+from archaeologist.findings.campaign import findings
+from archaeologist.summaries.chronicle import update
+from contracts.artifacts import (
+    ARTIFACT_VERSION,
+    DriftTimeline,
+    HealthTimeline,
+    LayerStats,
+    SkillImpact,
+    StabilityReport,
+)
+from contracts.findings import Finding
+
+MOST_ARTIFACTS: Final = 50
+"""The newest ones, from which the parts of blocks are read: a large model's artifact takes some 10 ms."""
+MOST_BLOCKS: Final = 4
+"""With a layer detail."""
+MAX_SUMMARY_BYTES: Final = 1_000_000_000
+
+Summary = TypeVar("Summary", DriftTimeline, HealthTimeline, StabilityReport, SkillImpact)
+
+
+class Campaign(Struct, frozen=True, kw_only=True):
+    """A campaign as its report shows it."""
+
+    hero_id: str
+    campaign_id: str
+    timeline: DriftTimeline
+    health: HealthTimeline
+    stability: StabilityReport
+    skills: SkillImpact
+    newest: LayerStats | None = None
+    """Artifact of the newest checkpoint that can be read."""
+    findings: tuple[Finding, ...] = ()
+    parts: dict[str, Parts] = {}
+    """Of the blocks with a detail, in order."""
+    notes: tuple[str, ...] = ()
+    """What the reader must know about the report itself."""
+
+
+def read_campaign(folder: CampaignFolder) -> Campaign:
+    """The campaign, its summaries brought up to date first where that is possible.
+
+    Raises:
+        ArtifactInvalid: A summary does not decode.
+        ArtifactMissing: There is none, and none can be written.
+    """
+    notes = _update(folder)
+    timeline = _summary(folder.timeline, DriftTimeline)
+    health = _summary(folder.health, HealthTimeline)
+    stability = _summary(folder.stability, StabilityReport)
+    skills = _summary(folder.skill_impact, SkillImpact)
+    newest = _artifacts(folder, health.checkpoints[-1:])
+    compared = _artifacts(folder, timeline.checkpoints[-MOST_ARTIFACTS:])
+    found = findings(
+        timeline, health, stability=stability, skills=skills, newest=compared[-1] if compared else _last(newest)
+    )
+    blocks = _detailed(found, stability)
+    return Campaign(
+        hero_id=folder.hero_id,
+        campaign_id=folder.campaign_id,
+        timeline=timeline,
+        health=health,
+        stability=stability,
+        skills=skills,
+        newest=_last(newest) or _last(compared),
+        findings=found,
+        parts={block: parts_of(block, compared) for block in blocks},
+        notes=(*notes, *_cut(timeline)),
+    )
+
+
+def _update(folder: CampaignFolder) -> tuple[str, ...]:
+    try:
+        update(folder)
+    except (ArtifactUnwritable, SummariesLate) as error:
+        return (f"The summaries could not be brought up to date ({error.code}); they may lack the newest checkpoints.",)
+    return ()
+
+
+def _cut(timeline: DriftTimeline) -> tuple[str, ...]:
+    count = len(timeline.checkpoints)
+    return (
+        (f"Parts of blocks are of the newest {MOST_ARTIFACTS} of {count} comparisons.",)
+        if count > MOST_ARTIFACTS
+        else ()
+    )
+
+
+def _summary(path: Path, kind: type[Summary]) -> Summary:
+    try:
+        found = msgspec.json.decode(read_bounded(path.resolve(strict=True), MAX_SUMMARY_BYTES), type=kind)
+    except FileNotFoundError as error:
+        msg = f"summary {str(path)!r} is not there; make its folder writable and run archaeologist summarize"
+        raise ArtifactMissing(msg) from error
+    except (OSError, ValueError, RecursionError, RuntimeError) as error:
+        msg = f"summary {str(path)!r} cannot be read: {error}; run archaeologist summarize"
+        raise ArtifactInvalid(msg) from error
+    if found.version > ARTIFACT_VERSION:
+        known = f"up to {ARTIFACT_VERSION} is read; upgrade archaeologist"
+        msg = f"summary {str(path)!r} has version {found.version}, {known}"
+        raise ArtifactInvalid(msg)
+    return found
+
+
+def _artifacts(folder: CampaignFolder, steps: tuple[int, ...]) -> list[LayerStats]:
+    """Those that can be read, ascending; the summaries name the others."""
+    found = []
+    for step in steps:
+        try:
+            found.append(read_layer_stats(folder.layer_stats(step)))
+        except (ArtifactInvalid, ArtifactMissing):
+            continue
+    return found
+
+
+def _last(found: list[LayerStats]) -> LayerStats | None:
+    return found[-1] if found else None
+
+
+def _detailed(found: tuple[Finding, ...], stability: StabilityReport) -> list[str]:
+    """The blocks that findings speak of, then those that moved farthest."""
+    named = [block for one in found if (block := one.evidence.block) is not None and block in stability.layers]
+    ranked = [total.layer for total, _ in ranking(stability)]
+    return list(dict.fromkeys([*named, *ranked]))[:MOST_BLOCKS]
