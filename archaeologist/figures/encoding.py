@@ -5,19 +5,19 @@ from typing import Final
 
 import msgspec
 import plotly.graph_objects as go
+from plotly.utils import PlotlyJSONEncoder
 
 from archaeologist.figures.themes import THEMES, template
 
-_HTML: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+_HTML: Final = str.maketrans({"<": r"\u003c", ">": r"\u003e", "&": r"\u0026", "\u2028": r"\u2028", "\u2029": r"\u2029"})
 """What could end a script element, or a line of JavaScript, in JSON that stands in one."""
 
 
 def encoded(figure: go.Figure) -> str:
     """``data`` and ``layout`` as JSON that may stand in a script element."""
-    bare = go.Figure(figure).update_layout(template=None)
-    document = json.loads(bare.to_json())
+    document = figure.to_plotly_json()
     document["layout"].pop("template", None)
-    return embeddable(document)
+    return _escaped(json.dumps(document, cls=PlotlyJSONEncoder))
 
 
 def templates() -> str:
@@ -27,5 +27,8 @@ def templates() -> str:
 
 def embeddable(value: object) -> str:
     """JSON that may stand in a script element."""
-    text = msgspec.json.encode(value).decode()
-    return "".join(_HTML.get(character, character) for character in text)
+    return _escaped(msgspec.json.encode(value).decode())
+
+
+def _escaped(text: str) -> str:
+    return text.translate(_HTML)
