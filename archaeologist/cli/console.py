@@ -28,6 +28,7 @@ STYLES: Final = {
     "cancelled": "yellow",
     "running": "cyan",
     "error": "bold red",
+    "critical": "bold red",
     "failed": "bold red",
     "refused": "bold red",
 }

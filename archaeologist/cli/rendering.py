@@ -1,6 +1,6 @@
 """Artifacts as tables for a terminal. Pure: Structs in, rich renderables out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 from typing import Final
 
@@ -8,8 +8,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from archaeologist.cli.console import printable
+from archaeologist.checkpoints.names import place
+from archaeologist.cli.console import printable, word
+from archaeologist.findings import analysis
 from contracts.artifacts import AttentionStats, LayerDrift, LayerDriftStats, LayerStats, LayerWeightStats
+from contracts.findings import Finding
 
 BARS: Final = "▁▂▃▄▅▆▇█"
 HEAT: Final = ("blue", "cyan", "green", "yellow", "red")
@@ -19,6 +22,7 @@ ABSENT: Final = "-"
 def layer_stats(stats: LayerStats) -> RenderableType:
     """A ``layer_stats`` artifact: one row a block, the heat strip of the drift, what else is to be said."""
     has_drift = bool(stats.drift_stats)
+    largest = _largest(stats.drift_stats)
     table = _table("block", "type", "parameters", "norm", *(DRIFT_COLUMNS if has_drift else ()), "flags")
     for name, block in stats.weight_stats.items():
         drift = stats.drift_stats.get(name)
@@ -27,12 +31,13 @@ def layer_stats(stats: LayerStats) -> RenderableType:
             block.layer_type,
             f"{block.param_count:,}",
             number(block.l2),
-            *(_drift_cells(drift) if has_drift else ()),
+            *(_drift_cells(drift, largest) if has_drift else ()),
             ", ".join(flags(block, drift)),
         )
     reference = f" against {stats.reference_checkpoint_path}" if stats.reference_checkpoint_path else ""
     return Group(
         Text(printable(f"{stats.checkpoint_path}{reference}")),
+        *_findings(analysis.of_artifact(stats)),
         table,
         *_heat_lines(stats.drift_stats),
         *_model_lines(stats),
@@ -43,19 +48,23 @@ def layer_stats(stats: LayerStats) -> RenderableType:
 
 def layer_drift(drift: LayerDrift) -> RenderableType:
     """A ``layer_drift`` artifact: one row a block and the heat strip."""
+    largest = _largest(drift.drift_stats)
     table = _table("block", *DRIFT_COLUMNS, "flags")
     for name, block in drift.drift_stats.items():
-        table.add_row(printable(name), *_drift_cells(block), ", ".join(flags(None, block)))
+        table.add_row(printable(name), *_drift_cells(block, largest), ", ".join(flags(None, block)))
     warnings = (f"warning: {warning}" for warning in drift.warnings)
     return Group(
         Text(printable(f"{drift.base_checkpoint} → {drift.target_checkpoint}")),
+        *_findings(analysis.of_drift(drift, _kinds(drift.drift_stats))),
         table,
         *_heat_lines(drift.drift_stats),
         *(Text(printable(line)) for line in warnings),
     )
 
 
-DRIFT_COLUMNS: Final = ("relative L2", "cosine", "changed")
+DRIFT_COLUMNS: Final = ("relative L2", "parts", "cosine", "changed")
+MOST_PARTS: Final = 16
+"""Characters of a block's strip; more tensors share one, and the largest shows."""
 
 
 def number(value: float | None) -> str:
@@ -82,9 +91,15 @@ def flags(block: LayerWeightStats | None, drift: LayerDriftStats | None) -> list
     return found
 
 
-def heat_strip(values: Sequence[float | None]) -> Text:
-    """One character a value, its height and colour relative to the largest; a dot where there is none."""
-    largest = max((value for value in values if value is not None), default=0.0)
+def heat_strip(values: Sequence[float | None], *, largest: float | None = None) -> Text:
+    """One character a value, its height and colour relative to the largest; a dot where there is none.
+
+    Args:
+        values: Not negative.
+        largest: The largest of what strips are compared by; None: of these values.
+    """
+    if largest is None:
+        largest = max((value for value in values if value is not None), default=0.0)
     strip = Text()
     for value in values:
         if value is None:
@@ -99,16 +114,41 @@ def heat_strip(values: Sequence[float | None]) -> Text:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
-        is_text = column in {"block", "type", "flags"}
+        is_text = column in {"block", "type", "parts", "flags"}
         table.add_column(column, justify="left" if is_text else "right", no_wrap=column == "block", overflow="fold")
     return table
 
 
-def _drift_cells(drift: LayerDriftStats | None) -> tuple[str, str, str]:
+def _drift_cells(drift: LayerDriftStats | None, largest: float) -> tuple[RenderableType, ...]:
     if drift is None:
-        return ABSENT, ABSENT, ABSENT
+        return (ABSENT,) * len(DRIFT_COLUMNS)
     cosine = ABSENT if drift.cosine is None else f"{drift.cosine:.6f}"
-    return number(drift.relative_l2), cosine, share(drift.changed_fraction)
+    parts = heat_strip(_parts(drift), largest=largest)
+    return number(drift.relative_l2), parts, cosine, share(drift.changed_fraction)
+
+
+def _parts(drift: LayerDriftStats) -> list[float | None]:
+    """Relative L2 of the block's tensors in the checkpoint's order, at most 16 values."""
+    values = [tensor.relative_l2 for tensor in drift.tensors.values()]
+    each = -(-len(values) // MOST_PARTS) or 1
+    groups = (values[place : place + each] for place in range(0, len(values), each))
+    return [max((value for value in group if value is not None), default=None) for group in groups]
+
+
+def _largest(drift: dict[str, LayerDriftStats]) -> float:
+    """Of all tensors' relative L2, so that the strips of all blocks compare."""
+    parts = (value for block in drift.values() for value in _parts(block))
+    return max((value for value in parts if value is not None), default=0.0)
+
+
+def _kinds(drift: dict[str, LayerDriftStats]) -> dict[str, str]:
+    """Layer type by block, from its name and that of its first tensor."""
+    return {name: place(f"{name}.{next(iter(block.tensors), 'weight')}").layer_type for name, block in drift.items()}
+
+
+def _findings(found: Iterable[Finding]) -> Iterator[Text]:
+    for finding in found:
+        yield Text("  ").append(word(finding.severity)).append(f"  {printable(finding.text)}")
 
 
 def _heat_lines(drift: dict[str, LayerDriftStats]) -> Iterator[Text]:
@@ -119,6 +159,8 @@ def _heat_lines(drift: dict[str, LayerDriftStats]) -> Iterator[Text]:
     yield Text()
     yield Text("relative L2  ").append(heat_strip(values))
     yield Text(f"most changed {printable(names[max(names)])} ({number(max(names))})")
+    if any(block.tensors for block in drift.values()):
+        yield Text("parts: relative L2 of each tensor of the block, one scale for all blocks", style="dim")
 
 
 def _model_lines(stats: LayerStats) -> Iterator[RenderableType]:

@@ -2,6 +2,10 @@
 
 import html
 from collections.abc import Sequence
+from typing import Final
+
+LONGEST: Final = 28
+"""Characters of a label: on a narrow screen it must leave room for the figure."""
 
 
 def plain(text: str) -> str:
@@ -18,5 +22,13 @@ def short(names: Sequence[str]) -> dict[str, str]:
         common += 1
     if common and any(parts[common].isdecimal() for parts in dotted):
         common -= 1  # "layers.15" is never just "15"
-    found = {name: plain(".".join(name.split(".")[common:]) if "." in name else name) for name in names}
-    return found if len(set(found.values())) == len(found) else {name: plain(name) for name in names}
+    cut = {name: ".".join(name.split(".")[common:]) if "." in name else name for name in names}
+    for found in ({name: _shortened(label) for name, label in cut.items()}, cut):
+        if len(set(found.values())) == len(found):
+            return {name: plain(label) for name, label in found.items()}
+    return {name: plain(name) for name in names}
+
+
+def _shortened(label: str) -> str:
+    """Its beginning and its end: what tells parts of a model apart stands there."""
+    return label if len(label) <= LONGEST else f"{label[: LONGEST // 3]}…{label[LONGEST // 3 + 1 - LONGEST :]}"

@@ -37,8 +37,8 @@ def movers(report: StabilityReport, *, most: int = MOST) -> go.Figure:
     between = len(ranked) - len(shown)
     figure.update_layout(
         height=max(160, BAR_PIXELS * len(shown) + 110),
-        margin={"l": 8, "r": 8, "t": 44, "b": 48},
-        title={"text": f"Sum of relative L2{f'; {between} blocks between not shown' if between else ''}", "x": 0},
+        margin={"l": 8, "r": 8, "t": 74 if rest else 44, "b": 48},
+        title={"text": _title(between), "x": 0, "y": 0.99, "yanchor": "top"},
         xaxis={"title": {"text": "sum of relative L2 over all comparisons"}, "rangemode": "tozero", "fixedrange": True},
         yaxis={
             "type": "category",
@@ -47,12 +47,16 @@ def movers(report: StabilityReport, *, most: int = MOST) -> go.Figure:
             "fixedrange": True,
             "showgrid": False,
         },
-        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 1, "xanchor": "right"},
+        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "xanchor": "left"},
         showlegend=bool(rest),
         bargap=0.35,
         meta={"blocks": [total.layer for total, _ in shown]},
     )
     return figure
+
+
+def _title(between: int) -> str:
+    return f"Sum of relative L2{f'; {between} blocks between not shown' if between else ''}"
 
 
 def _bars(label: str, part: Sequence[tuple[LayerTotal, float]], names: dict[str, str], color: str | None) -> go.Bar:

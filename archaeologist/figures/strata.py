@@ -213,6 +213,8 @@ def _lay_out(figure: go.Figure, found: Grid, metric: Metric, names: list[str], *
             "type": "category",
             "categoryorder": "array",
             "categoryarray": [column.label for column in found.columns],
+            # Set, because marks would widen it.
+            "range": [-0.5, len(found.columns) - 0.5],
             "title": {"text": "checkpoint (step)"},
             "showgrid": False,
             "anchor": "y",
@@ -221,6 +223,7 @@ def _lay_out(figure: go.Figure, found: Grid, metric: Metric, names: list[str], *
             **axis,
             "categoryorder": "array",
             "categoryarray": names,
+            "range": [-0.5, len(names) - 0.5],
             "domain": [0, height / total],
         },
         yaxis2={**axis, "domain": [height / total + 4 / total, top], "visible": has_kl, "anchor": "x"},

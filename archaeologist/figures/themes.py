@@ -83,7 +83,7 @@ def template(theme: Theme) -> go.layout.Template:
                 "align": "left",
             },
             "legend": {"font": {"color": theme.text}},
-            "xaxis": axis,
+            "xaxis": {**axis, "exponentformat": "none"},
             "yaxis": axis,
             "coloraxis": {"colorbar": {"tickfont": {"color": theme.muted}, "outlinecolor": theme.rule}},
             "annotationdefaults": {"font": {"color": theme.muted, "size": 12}},

@@ -10,6 +10,7 @@ from contracts.artifacts import (
     FunctionalDrift,
     GlobalDriftStats,
     GlobalWeightStats,
+    LayerDrift,
     LayerDriftStats,
     LayerStats,
     LayerWeightStats,
@@ -28,6 +29,19 @@ def of_artifact(artifact: LayerStats) -> tuple[Finding, ...]:
         alerts=artifact.alerts,
         steps=(artifact.checkpoint_step, artifact.reference_checkpoint_step),
     )
+
+
+def of_drift(artifact: LayerDrift, kinds: Mapping[str, str]) -> tuple[Finding, ...]:
+    """What a ``layer_drift`` artifact says.
+
+    Args:
+        artifact: It does not say of which kind its blocks are.
+        kinds: Layer type by block.
+    """
+    step, base = artifact.target_checkpoint_step, artifact.base_checkpoint_step
+    found = compared(artifact.drift_stats, {}, step=step, reference_step=base, kinds=kinds)
+    moved = movement(found) or _whole(artifact.global_drift_stats, artifact.drift_stats, step)
+    return tuple(one for one in (moved, resolution(found)) if one is not None)
 
 
 def findings(

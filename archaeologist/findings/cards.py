@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Final
 
 from archaeologist.findings.wording import counted, finite, labels, number, percent
 from contracts.artifacts import DriftTimeline, HealthTimeline, LayerTotal, StabilityReport
 from contracts.findings import Card
 
-NONE = "not measured"
+NONE: Final = "not measured"
 
 
 def cards(timeline: DriftTimeline, health: HealthTimeline, stability: StabilityReport | None) -> tuple[Card, ...]:
@@ -18,13 +19,22 @@ def cards(timeline: DriftTimeline, health: HealthTimeline, stability: StabilityR
         if (relative := finite(total.total_relative)) is not None
     ]
     ranked = [total for _, total in sorted(known, key=lambda pair: (-pair[0], pair[1].layer))]
+    most, least = (_alike(ranked, place) for place in (0, -1))
     return (
         _analysed(health),
-        _block("Most changed", ranked[:1], timeline),
-        # One block alone is not the most stable of anything.
-        _block("Most stable", ranked[-1:] if len(ranked) > 1 else [], timeline),
+        _block("Most changed", most, timeline),
+        # One block alone, or all alike, are not the most stable of anything.
+        _block("Most stable", least if least != most else [], timeline),
         _average(timeline),
     )
+
+
+def _alike(ranked: Sequence[LayerTotal], place: int) -> list[LayerTotal]:
+    """The blocks that moved exactly as far as the one at a place, that one first."""
+    if not ranked:
+        return []
+    alike = [total for total in ranked if total.total_relative == ranked[place].total_relative]
+    return alike if place == 0 else alike[::-1]
 
 
 def _analysed(health: HealthTimeline) -> Card:
@@ -36,13 +46,14 @@ def _analysed(health: HealthTimeline) -> Card:
 def _block(title: str, found: Sequence[LayerTotal], timeline: DriftTimeline) -> Card:
     if not found:
         return Card(title=title, value=NONE)
-    (total,) = found
+    total, more = found[0], len(found) - 1
     names = labels({name: layer.layer_type for name, layer in timeline.layers.items()})
     layer = timeline.layers.get(total.layer)
     return Card(
         title=title,
         value=names.get(total.layer, total.layer),
-        detail=f"relative L2 {number(total.total_relative or 0.0)} over {_comparisons(timeline)}",
+        detail=f"relative L2 {number(total.total_relative or 0.0)} over {_comparisons(timeline)}"
+        + (f"; as much as {counted(more, 'other')}" if more else ""),
         trend=tuple(finite(value) for value in layer.relative_l2) if layer else (),
         block=total.layer,
     )

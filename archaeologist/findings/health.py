@@ -11,13 +11,14 @@ FEWEST_EARLIER: Final = 5
 MOST_ALERTS: Final = 2
 """How many metrics with alerts have a sentence of their own."""
 
-COLLAPSE: Final = frozenset({"representation", "entropy", "divergence"})
+COLLAPSE: Final = frozenset({"representation", "entropy", "repetition", "divergence"})
 
 WORDS: Final = {
     "rankme": "RankMe",
     "anisotropy": "Anisotropy",
     "feature_variance": "Feature variance",
     "entropy": "Entropy of the next token (nats)",
+    "distinct_2": "Distinct-2 of sampled texts",
     "kl": "KL divergence from the reference (nats)",
     "l2": "Weight norm",
 }
@@ -118,21 +119,25 @@ def _said(alert: HealthAlert, health: HealthTimeline) -> str:
 
 
 def _since(alert: HealthAlert, health: HealthTimeline) -> str:
-    """What the newest checkpoint says, where the alert is an older one's."""
+    """What the newest checkpoint says, where the alert is an older one's.
+
+    Critical alerts are told at every checkpoint, so their absence says something. A warning is told once while it
+    stays: that the newest has none is no news.
+    """
     if not health.checkpoints or health.checkpoints[-1] <= alert.checkpoint_step:
         return ""
     newest = health.checkpoints[-1]
-    if any(one.checkpoint_step == newest and one.family == alert.family for one in health.alerts):
-        return ""
-    is_known = alert.family == "weights" or _is_measured(health, len(health.checkpoints) - 1)
-    return f"; step {newest} raised none of the kind" if is_known else f"; step {newest} was not measured"
+    if alert.family != "weights" and not _is_measured(health, len(health.checkpoints) - 1):
+        return f"; step {newest} was not measured"
+    return f"; step {newest} raised no critical one" if alert.severity == "critical" else ""
 
 
 def _basis(alert: HealthAlert) -> str:
     if alert.metric == "nonfinite":
         return "no history is needed to judge this"
     history = f"judged against {counted(alert.checkpoints, 'earlier checkpoint')}"
-    return f"{history}: low confidence" if alert.confidence == "low" else history
+    confidence = ": low confidence" if alert.confidence == "low" else ""
+    return f"{history}{confidence}{'; told once while it stays' if alert.severity == 'warning' else ''}"
 
 
 def _more(alerts: list[HealthAlert]) -> Finding:

@@ -66,13 +66,23 @@ def compared(
     *,
     step: int | None,
     reference_step: int | None,
+    kinds: Mapping[str, str] | None = None,
 ) -> Comparison:
-    """The comparison in an artifact."""
+    """The comparison in an artifact.
+
+    Args:
+        drift: By block.
+        weights: By block, where the artifact has them.
+        step: The checkpoint's.
+        reference_step: Of what it was compared with.
+        kinds: Layer type by block; None: as ``weights`` says.
+    """
+    known = {name: block.layer_type for name, block in weights.items()} if kinds is None else kinds
     return Comparison(
         moves=tuple(
             Move(
                 name=name,
-                kind=weights[name].layer_type if name in weights else "other",
+                kind=known.get(name, "other"),
                 relative=block.relative_l2,
                 changed=block.changed_fraction,
                 is_below_resolution=block.below_resolution,

@@ -44,7 +44,11 @@
     const figure = read(name);
     const template = themes[light.matches ? "light" : "dark"];
     const layout = narrowed(frame, { ...figure.layout, template, autosize: true });
-    if (frame.closest("article")) delete layout.title; // its heading says the same
+    if (frame.closest("#layers")) {
+      // Its heading says the same.
+      delete layout.title;
+      layout.margin = { ...layout.margin, t: 32 };
+    }
     return Plotly.react(frame, figure.data, layout, CONFIG);
   }
 

@@ -116,8 +116,8 @@ def test_numbers_of_matrices_are_shown_as_a_range() -> None:
     assert "power-law exponent: 3.25 to 3.25, median 3.25" in text
 
 
-def test_a_drift_shows_its_blocks() -> None:
-    drift = LayerDrift(
+def compared(blocks: dict[str, LayerDriftStats]) -> LayerDrift:
+    return LayerDrift(
         campaign_id="",
         hero_id="",
         base_checkpoint="/a",
@@ -126,7 +126,7 @@ def test_a_drift_shows_its_blocks() -> None:
         target_checkpoint_step=2,
         created_at="2026-01-01T00:00:00Z",
         metrics=("l2",),
-        drift_stats={"model.norm": moved(0.5), "lm_head": LayerDriftStats(name="lm_head", nonfinite_pairs=7)},
+        drift_stats=blocks,
         global_drift_stats=GlobalDriftStats(),
         job_key="k",
         job_id="j",
@@ -137,7 +137,11 @@ def test_a_drift_shows_its_blocks() -> None:
         comparison=Comparison(compared=1),
         versions=VERSIONS,
     )
-    text = shown(rendering.layer_drift(drift))
+
+
+def test_a_drift_shows_its_blocks() -> None:
+    blocks = {"model.norm": moved(0.5), "lm_head": LayerDriftStats(name="lm_head", nonfinite_pairs=7)}
+    text = shown(rendering.layer_drift(compared(blocks)))
     assert "/a → /b" in text
     assert "most changed model.norm (0.5)" in text
     assert "7 not finite" in text
@@ -150,3 +154,25 @@ def test_a_heat_strip_has_one_mark_a_value_relative_to_the_largest() -> None:
 def test_a_heat_strip_of_zeros_is_flat_and_one_of_nothing_empty() -> None:
     assert rendering.heat_strip([0.0, 0.0]).plain == "▁▁"
     assert rendering.heat_strip([]).plain == ""
+
+
+def test_a_block_s_strip_shows_its_parts_on_one_scale_with_the_others() -> None:
+    def block(*relative: float | None) -> LayerDriftStats:
+        tensors = {str(number): TensorDrift(relative_l2=value) for number, value in enumerate(relative)}
+        return LayerDriftStats(name="b", relative_l2=0.1, tensors=tensors)
+
+    blocks = {"model.layers.0": block(0.5, None, 1.0), "lm_head": block(0.25)}
+    text = shown(rendering.layer_stats(stats(blocks)))
+    assert "▅·█" in text
+    assert "one scale for all blocks" in text
+    many = block(*(number / 100 for number in range(100)))
+    assert len(rendering._parts(many)) <= rendering.MOST_PARTS
+    assert max(value or 0 for value in rendering._parts(many)) == 0.99
+
+
+def test_findings_stand_above_the_table_with_their_severity() -> None:
+    relative = {"model.embed_tokens": 9.0, "model.layers.0": 0.1, "model.layers.1": 0.1, "model.layers.2": 0.4}
+    text = shown(rendering.layer_drift(compared({name: moved(value) for name, value in relative.items()})))
+    assert "info  Block 2 moved 4.0 times the median since step 1." in text
+    below = {f"model.layers.{number}": moved(0.1, below=True) for number in range(3)}
+    assert "warning  3 of 3 blocks are below the resolution" in shown(rendering.layer_drift(compared(below)))

@@ -161,3 +161,12 @@ def test_a_theme_colours_a_figure_without_touching_it() -> None:
     assert themed(figure, DARK).layout.template.layout.font.color == DARK.text
     assert themed(figure, LIGHT).layout.template.layout.font.color == LIGHT.text
     assert figure.layout.template.layout.font.color not in {DARK.text, LIGHT.text}
+
+
+def test_long_names_keep_their_beginning_and_their_end() -> None:
+    names = [f"model.vision_tower.encoder.a_very_long_name_of_a_list.{number}.attention" for number in (1, 2)]
+    found = short([*names, "model.x"])
+    assert [len(label) for label in found.values()] == [28, 28, 1]
+    assert found[names[0]].endswith("1.attention")
+    alike = [f"model.{'a' * 40}{middle}{'b' * 40}" for middle in "xy"]
+    assert list(short(alike).values()) == [name.removeprefix("model.") for name in alike]

@@ -207,10 +207,16 @@ def test_an_alert_comes_first_and_silences_the_all_clear() -> None:
     assert "No sign" not in texts(found)
 
 
-def test_an_old_alert_says_what_the_newest_checkpoint_raised() -> None:
-    found = findings(drift(), health(8, alerts=(alert(300, confidence="low"),)))
-    assert found[0].text.endswith("; step 800 raised none of the kind.")
+def test_an_old_critical_alert_says_that_the_newest_checkpoint_has_none() -> None:
+    found = findings(drift(), health(8, alerts=(alert(300, severity="critical", confidence="low"),)))
+    assert found[0].text.endswith("; step 800 raised no critical one.")
     assert found[0].basis.endswith("low confidence")
+
+
+def test_a_warning_that_is_not_repeated_is_not_over() -> None:
+    found = findings(drift(), health(8, alerts=(alert(300),)))
+    assert found[0].text.endswith("a sign of collapse.")
+    assert found[0].basis == "judged against 6 earlier checkpoints; told once while it stays"
 
 
 def test_an_old_alert_is_not_over_where_the_newest_was_not_measured() -> None:
