@@ -113,13 +113,14 @@ class Grid(NamedTuple):
     """Checkpoints in one column."""
 
 
-def grid(metric: str, timeline: DriftTimeline, health: HealthTimeline) -> Grid:
+def grid(metric: str, timeline: DriftTimeline, health: HealthTimeline, *, most_columns: int = MOST_COLUMNS) -> Grid:
     """A metric of the summaries, all analysed checkpoints as columns.
 
     Args:
         metric: One of ``METRICS``.
         timeline: Of the campaign.
         health: Of the same campaign; has the columns that were compared with nothing.
+        most_columns: Where there are more checkpoints, several share a column.
     """
     which = METRICS[metric]
     steps = tuple(sorted({*timeline.checkpoints, *health.checkpoints}))
@@ -129,7 +130,8 @@ def grid(metric: str, timeline: DriftTimeline, health: HealthTimeline) -> Grid:
     columns = tuple(Column(step, step) for step in steps)
     if which.field == "kl":
         values = of_drift(timeline.kl)[np.newaxis, :]
-        return _binned(Grid(("predictions",), columns, values, np.zeros(values.shape, np.bool_), references), which)
+        whole = Grid(("predictions",), columns, values, np.zeros(values.shape, np.bool_), references)
+        return _binned(whole, which, most_columns)
     rows = tuple(dict.fromkeys([*timeline.layers, *health.layers]))
     placed, layers = (of_drift, timeline.layers) if which.summary == "drift" else (of_health, health.layers)
     values = _stacked([placed(getattr(layers.get(row), which.field, ())) for row in rows], len(steps))
@@ -138,7 +140,7 @@ def grid(metric: str, timeline: DriftTimeline, health: HealthTimeline) -> Grid:
         flags = [of_drift(layer.below_resolution if (layer := timeline.layers.get(row)) else ()) for row in rows]
         # What did not change at all is exact: nothing there was rounded.
         below = (_stacked(flags, len(steps)) == 1) & (values != 0)
-    return _binned(Grid(rows, columns, values, below, references), which)
+    return _binned(Grid(rows, columns, values, below, references), which, most_columns)
 
 
 def _placed(own: Sequence[int], steps: Sequence[int]) -> Callable[[Sequence[float | None]], Floats]:
@@ -159,10 +161,10 @@ def _stacked(rows: Sequence[Floats], width: int) -> Floats:
     return np.stack(rows) if rows else np.empty((0, width))
 
 
-def _binned(found: Grid, metric: Metric) -> Grid:
-    """The grid in at most 400 rows by 1000 columns: of each cell's values the one that says more, and its flag."""
+def _binned(found: Grid, metric: Metric, most_columns: int) -> Grid:
+    """The grid in few enough rows and columns: of each cell's values the one that says more, and its flag."""
     rows_each = -(-len(found.rows) // MOST_ROWS) or 1
-    columns_each = -(-len(found.columns) // MOST_COLUMNS) or 1
+    columns_each = -(-len(found.columns) // most_columns) or 1
     if rows_each == columns_each == 1:
         return found
     values, below = found.values, found.below

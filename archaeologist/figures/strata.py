@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 
-from archaeologist.figures.grid import METRICS, Column, Floats, Grid, Metric, grid
+from archaeologist.figures.grid import METRICS, MOST_COLUMNS, Column, Floats, Grid, Metric, grid
 from archaeologist.figures.labels import plain, short
 from archaeologist.figures.themes import DARK, NEUTRAL
 from contracts.artifacts import DriftTimeline, HealthAlert, HealthTimeline
@@ -27,7 +27,9 @@ ALERT_MARKS: Final = {"warning": "triangle-up", "critical": "x"}
 ALERT_COLORS: Final = {"warning": "#b97a12", "critical": "#d2543c"}
 
 
-def strata(metric: str, timeline: DriftTimeline, health: HealthTimeline) -> go.Figure:
+def strata(
+    metric: str, timeline: DriftTimeline, health: HealthTimeline, *, most_columns: int = MOST_COLUMNS
+) -> go.Figure:
     """The heatmap of a metric, the row of the predictions' KL above it, alerts as marks on the time axis.
 
     ``layout.meta`` has what a page needs to know which cell was clicked: ``metric``, ``blocks`` and ``steps``.
@@ -36,8 +38,9 @@ def strata(metric: str, timeline: DriftTimeline, health: HealthTimeline) -> go.F
         metric: One of ``METRICS``.
         timeline: Of the campaign.
         health: Of the same campaign.
+        most_columns: Where there are more checkpoints, several share a column, and the title says so.
     """
-    which, found = METRICS[metric], grid(metric, timeline, health)
+    which, found = METRICS[metric], grid(metric, timeline, health, most_columns=most_columns)
     names = list(short(found.rows).values())
     figure = go.Figure()
     figure.add_trace(_heat(found, which, names))
@@ -45,7 +48,7 @@ def strata(metric: str, timeline: DriftTimeline, health: HealthTimeline) -> go.F
         figure.add_trace(trace)
     has_kl = metric != "kl" and any(value is not None for value in timeline.kl)
     if has_kl:
-        figure.add_trace(_predictions(grid("kl", timeline, health)))
+        figure.add_trace(_predictions(grid("kl", timeline, health, most_columns=most_columns)))
     for trace in _alerts(health.alerts, found.columns):
         figure.add_trace(trace)
     _lay_out(figure, found, which, names, has_kl=has_kl)

@@ -10,7 +10,7 @@ from typing import Final
 from archaeologist.findings import health as of_health
 from archaeologist.findings import skills as of_skills
 from archaeologist.findings.function import function
-from archaeologist.findings.movement import Comparison, Move, compared, leader, movement, resolution
+from archaeologist.findings.movement import FEWEST, Comparison, Move, compared, leader, movement, resolution
 from archaeologist.findings.wording import at, counted, labels, listed
 from contracts.artifacts import (
     DriftTimeline,
@@ -27,6 +27,8 @@ from contracts.findings import Evidence, Finding, FindingSeverity
 MOST: Final = 6
 FEWEST_COMPARISONS: Final = 4
 """For a sentence about which block leads."""
+NEWEST: Final = 50
+"""Comparisons that such a sentence looks at: what led long ago leads nothing now."""
 FEWEST_INTERVALS: Final = 4
 """Without them no block is said to be thrashing, whatever a report says."""
 
@@ -146,8 +148,8 @@ def _function(timeline: DriftTimeline, artifact: LayerStats | None) -> Finding |
 
 
 def _leader(timeline: DriftTimeline) -> Finding | None:
-    """The block that moved most in at least half of the comparisons."""
-    places = range(len(timeline.checkpoints))
+    """The block that moved most in at least half of the newest comparisons."""
+    places = range(len(timeline.checkpoints))[-NEWEST:]
     firsts = [first.move.name for place in places if (first := leader(comparison(timeline, place).moves))]
     if len(firsts) < FEWEST_COMPARISONS:
         return None
@@ -155,11 +157,12 @@ def _leader(timeline: DriftTimeline) -> Finding | None:
     if 2 * count < len(firsts):
         return None
     label = labels({name: layer.layer_type for name, layer in timeline.layers.items()})[name]
+    newest = "the newest " if len(places) < len(timeline.checkpoints) else ""
     return Finding(
         topic="leader",
         severity="info",
-        text=f"{label} moved most in {count} of {len(firsts)} comparisons.",
-        basis=f"those with at least 3 blocks above the resolution, of {len(places)}; by relative L2",
+        text=f"{label} moved most in {count} of {newest}{len(firsts)} comparisons.",
+        basis=f"those with at least {FEWEST} blocks above the resolution, of {len(places)}; by relative L2",
         evidence=Evidence(block=name, metric="relative_l2"),
     )
 

@@ -36,6 +36,8 @@ HEALTH: Final = frozenset(
 )
 """Metrics whose evidence is in the section on health."""
 MOST_SKILLS: Final = 8
+MOST_COLUMNS: Final = 250
+"""Of the strata: eight metrics of a large model in one file of some 15 MB."""
 
 
 def rendered(campaign: Campaign, *, written: datetime) -> str:
@@ -120,7 +122,7 @@ def _figures(campaign: Campaign) -> Iterator[tuple[str, go.Figure]]:
     """Every figure by the id of the element that holds it."""
     timeline, health = campaign.timeline, campaign.health
     for metric in measured(timeline, health):
-        yield f"strata-{metric}", strata(metric, timeline, health)
+        yield f"strata-{metric}", strata(metric, timeline, health, most_columns=MOST_COLUMNS)
     yield "figure-movers", movers(campaign.stability)
     for number, (block, parts) in enumerate(campaign.parts.items(), start=1):
         yield f"figure-layer-{number}", detail(block, timeline, health, parts)

@@ -147,6 +147,16 @@ def test_a_block_that_leads_again_and_again_is_named() -> None:
     assert one(found, "leader").text == "Block 3 moved most in 3 of 4 comparisons."
 
 
+def test_a_long_campaign_s_leader_is_that_of_its_newest_comparisons() -> None:
+    count = 60
+    steps = tuple(range(200, 200 + 100 * count, 100))
+    moved = [layer(name, *(0.01,) * count) for name in NAMES[1:3]]
+    early = layer(NAMES[0], *(0.5,) * 20, *(0.001,) * 40)
+    late = layer(NAMES[3], *(0.001,) * 20, *(0.5,) * 40)
+    found = findings(drift(early, *moved, late, steps=steps), health(2))
+    assert one(found, "leader").text == "Block 3 moved most in 40 of the newest 50 comparisons."
+
+
 def test_no_sign_of_collapse_says_on_how_many_checkpoints() -> None:
     found = one(findings(drift(), health(12)), "collapse")
     assert (found.text, found.severity, found.confidence) == (
