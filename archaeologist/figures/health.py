@@ -60,7 +60,9 @@ def timelines(health: HealthTimeline) -> go.Figure:
     if health.alerts:
         for mark in _alerts(health):
             figure.add_trace(mark, row=rows, col=1)
-        figure.update_yaxes(type="category", title_text="alerts", fixedrange=True, row=rows, col=1)
+        # Both severities have their place, and marks at the edge are not cut.
+        order = {"categoryorder": "array", "categoryarray": list(ALERT_MARKS), "range": [-0.6, len(ALERT_MARKS) - 0.4]}
+        figure.update_yaxes(type="category", title_text="alerts", fixedrange=True, row=rows, col=1, **order)
     figure.update_xaxes(title_text="checkpoint (step)", row=rows, col=1)
     figure.update_layout(
         height=PANEL_PIXELS * len(panels) + 80 * bool(health.alerts) + 130,

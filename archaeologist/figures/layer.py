@@ -16,6 +16,8 @@ DASHES: Final = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 PANEL_PIXELS: Final = 190
 DRIFT_SHARE: Final = 1.7
 """Height of the panel of the drift, whose lines are many, to the others'."""
+FEW_DECADES: Final = 2
+"""Powers of ten below which an axis needs ticks between them."""
 MOST_PARTS: Final = 8
 """Lines that can still be told apart; those that moved farthest."""
 
@@ -71,7 +73,7 @@ def detail(block: str, timeline: DriftTimeline, health: HealthTimeline, parts: P
         figure.update_yaxes(title_text=title, row=row, col=1)
     if panels and panels[0][0] == "relative L2" and _is_positive(panels[0][1]):
         figure.update_yaxes(
-            type="log", dtick="D2" if _decades(panels[0][1]) <= 1 else 1, tickformat=".1g", row=1, col=1
+            type="log", dtick="D2" if _decades(panels[0][1]) < FEW_DECADES else 1, tickformat=".1g", row=1, col=1
         )
     figure.update_xaxes(title_text="checkpoint (step)", row=max(1, len(panels)), col=1)
     figure.update_layout(
@@ -100,6 +102,8 @@ def _drift(layer: LayerTimeline | None, timeline: DriftTimeline, parts: Parts) -
     if layer is None or all(value is None for value in layer.relative_l2):
         return []
     whole = _line("whole block", timeline.checkpoints, layer.relative_l2, width=3)
+    if len(parts.relative_l2) <= 1:  # the block itself
+        return [whole]
     farthest = sorted(
         parts.relative_l2, key=lambda name: -max((value or 0 for value in parts.relative_l2[name]), default=0)
     )

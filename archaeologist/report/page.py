@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from archaeologist import __version__
 from archaeologist.figures.encoding import embeddable, encoded, templates
-from archaeologist.figures.grid import METRICS, measured
+from archaeologist.figures.grid import METRICS, grid, measured
 from archaeologist.figures.health import series, timelines
 from archaeologist.figures.layer import detail
 from archaeologist.figures.movers import movers
@@ -98,6 +98,7 @@ def _sections(campaign: Campaign) -> dict[str, Any]:
             for name in measured(timeline, health)
         ],
         "has_kl": any(value is not None for value in timeline.kl),
+        "has_rounding": bool(grid("relative_l2", timeline, health).below.any()),
         "has_alerts": bool(health.alerts),
         "movers": tables.movers(stability),
         "classes": [(name, count) for name, count in counts if count],

@@ -56,6 +56,14 @@ def test_what_was_not_measured_has_no_panel() -> None:
     assert not detail("unknown", drift_timeline(), bare).data
 
 
+def test_a_block_of_one_tensor_has_one_line() -> None:
+    parts = Parts(steps=STEPS[1:], relative_l2={"weight": (0.1, 0.2)})
+    assert [trace.name for trace in detail("lm_head", drift_timeline(), health_timeline(), parts).data][:2] == [
+        "whole block",
+        "weight norm",
+    ]
+
+
 def test_a_block_that_stood_still_has_a_linear_axis() -> None:
     timeline = drift_timeline()
     still = replace(timeline.layers["lm_head"], relative_l2=(0.0, 0.0))

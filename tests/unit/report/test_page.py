@@ -143,6 +143,7 @@ def test_headings_and_findings_are_there(page: str) -> None:
     for words in ("Findings", "Critical", "compared with", "strata", "Layer detail", "Skill impact", "Provenance"):
         assert words in text
     assert "2026-01-02T03:04:05+00:00" in text
+    assert "Hatched or greyed: below the resolution" in text
 
 
 def test_names_with_markup_are_text() -> None:
