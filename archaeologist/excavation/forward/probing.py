@@ -4,7 +4,6 @@ Whatever cannot be computed is named with its reason in ``not_computed``; weight
 """
 
 import contextlib
-import ctypes
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -22,12 +21,11 @@ from archaeologist.errors import ArchaeologistError, GpuMemoryShort, ModelUnsupp
 from archaeologist.excavation.forward import device
 from archaeologist.excavation.forward.activations import ActivationStatistics
 from archaeologist.excavation.forward.attention import Attention
-from archaeologist.excavation.forward.divergence import Predictions
 from archaeologist.excavation.forward.found import Found
 from archaeologist.excavation.forward.generation import NotGeneratedError, generate
-from archaeologist.excavation.forward.head import Head
 from archaeologist.excavation.forward.lanes import Lanes
 from archaeologist.excavation.forward.model import Skeleton, TensorsStoredOtherwise, skeleton, whole
+from archaeologist.excavation.forward.predictions import HEAD_POSITIONS, predict
 from archaeologist.excavation.forward.streaming import Batch, Lockstep, Side
 from archaeologist.excavation.forward.tokens import Tokens, batch_limits, batched, is_same_tokenizer, tokenize
 from archaeologist.excavation.forward.way import GpuGaveUpError, Way
@@ -36,9 +34,6 @@ from archaeologist.probes.sets import ProbeSet
 from contracts.artifacts import ForwardInfo, FunctionalDrift, Generations, ProbeInfo
 from contracts.messages import MAX_PROBE_TOKENS, Excavation
 
-HEAD_POSITIONS: Final = 256
-"""Positions whose logits are in memory at once, 80 MB a model of 150,000 tokens in bfloat16; for each lot of them the
-head is read."""
 WHOLE_FACTOR: Final = 1.5
 """Of a checkpoint's size: what loading it whole may take at its peak."""
 
@@ -285,27 +280,14 @@ class Probing:
         return model
 
     def _predictions(self) -> Found:
-        if self._model.head is None:
-            return Found(not_computed={"predictions": "the model has no causal head"})
         asked = [self._target, *([self._reference] if self._reference else [])]
         sides = [side for side in asked if side.model.head is not None]
-        predictions = Predictions(has_reference=len(sides) > 1, lanes=self._lanes)
-        rows = [self._statistics.positions(side.last_hidden()) for side in sides]
-        if any(hidden is None for hidden in rows):
+        if sides[:1] != [self._target]:
+            return Found(not_computed={"predictions": "the model has no causal head"})
+        hidden = [rows for side in sides if (rows := self._statistics.positions(side.last_hidden())) is not None]
+        if len(hidden) < len(sides):
             return Found(not_computed={"predictions": "the last hidden states have another shape than the probes"})
-        _trim()
-        keep, following, skills = _following(self._tokens)
-        with contextlib.ExitStack() as stack:
-            heads = [stack.enter_context(Head(side, lanes=self._lanes)) for side in sides]
-            for start in range(0, len(keep), HEAD_POSITIONS):
-                window = slice(start, start + HEAD_POSITIONS)
-                logits = [
-                    head.logits(hidden[keep[window]].to(self._device))
-                    for head, hidden in zip(heads, rows, strict=True)
-                    if hidden is not None
-                ]
-                predictions.add(logits[0], logits[1] if len(logits) > 1 else None, following[window], skills[window])
-        result = predictions.result()
+        result = predict(sides, hidden, self._tokens, lanes=self._lanes)
         return Found(
             output_stats=result.output,
             output_stats_by_skill=result.output_by_skill,
@@ -320,12 +302,6 @@ class Probing:
         if self._reference is None or not self._statistics.similarity:
             return None
         return replace(output.functional_drift or FunctionalDrift(), similarity=self._statistics.similarity)
-
-
-def _trim() -> None:
-    """Gives memory back to the system that glibc keeps for the passes, which are over: the head takes other sizes."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _free_memory() -> int:
@@ -353,21 +329,6 @@ def _batch(tokens: Tokens, numbers: Sequence[int]) -> Batch:
 def _shapes(lengths: list[int], cells: int) -> list[tuple[int, int]]:
     """Sequences and positions of each batch."""
     return [(len(numbers), max(lengths[number] for number in numbers)) for numbers in batched(lengths, cells=cells)]
-
-
-def _following(tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor, list[str | None]]:
-    """Positions with a next token, in the order of the batches; those tokens; their skills."""
-    keep: list[int] = []
-    following: list[int] = []
-    skills: list[str | None] = []
-    start = 0
-    for number in (number for batch in tokens.batches for number in batch):
-        ids = tokens.ids[number]
-        keep += range(start, start + len(ids) - 1)
-        following += ids[1:]
-        skills += [tokens.skills[number]] * (len(ids) - 1)
-        start += len(ids)
-    return torch.tensor(keep, dtype=torch.int64), torch.tensor(following, dtype=torch.int64), skills
 
 
 def _probe_info(probes: ProbeSet, tokens: Tokens) -> ProbeInfo:
