@@ -307,6 +307,69 @@ class TopologyConflict(PermanentError):
     code = "topology_conflict"
 
 
+class ListenImpossible(PermanentError):
+    """Nothing can listen on this address and port."""
+
+    code = "listen_impossible"
+
+
+# HTTP.
+
+
+class ParameterInvalid(PermanentError):
+    """A parameter of a request breaks a rule."""
+
+    code = "parameter_invalid"
+
+
+class HeroUnclear(PermanentError):
+    """Several heroes have a campaign of this name and the request names none."""
+
+    code = "hero_unclear"
+
+
+class HostRefused(PermanentError):
+    """The request came under a name that is not this server's."""
+
+    code = "host_refused"
+
+
+class OriginRefused(PermanentError):
+    """A page of another site sent the request."""
+
+    code = "origin_refused"
+
+
+class TokenWrong(PermanentError):
+    """A request that changes something came without the token, or with a wrong one."""
+
+    code = "token_wrong"
+
+
+class RouteMissing(PermanentError):
+    """Nothing is served at this address, or not by this method."""
+
+    code = "route_missing"
+
+
+class BodyTooLarge(PermanentError):
+    """The body of a request is larger than is read."""
+
+    code = "body_too_large"
+
+
+class MediaTypeUnsupported(PermanentError):
+    """The body of a request is not declared as JSON."""
+
+    code = "media_type_unsupported"
+
+
+class StreamsFull(TemporaryError):
+    """So many live streams are open that no other is."""
+
+    code = "streams_full"
+
+
 class SettingInvalid(UsageError):
     """A setting's name or value is wrong."""
 

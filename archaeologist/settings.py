@@ -204,6 +204,28 @@ class WorkerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Give the page cache of what was read back to the machine."""
 
 
+class WebSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The HTTP API."""
+
+    host: str = "127.0.0.1"
+    """The address to listen on."""
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8767
+    """0: any that is free."""
+    token: Annotated[str, Meta(min_length=16, max_length=256, pattern=r"^[!-~]*$(?!\n)")] | None = None
+    """What a request that changes something must carry; made where it is needed and none is set."""
+    allowed_hosts: tuple[str, ...] = ()
+    """More names under which this server is asked for."""
+    max_streams: Positive = 32
+    """Live streams open at once."""
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=256 * 1024)] = 256 * 1024
+    max_cache_bytes: Annotated[int, Meta(ge=0)] = 128 * 1024 * 1024
+    """Rendered replies kept in memory."""
+    heartbeat_seconds: Seconds = 15.0
+    """A live stream without events says that it is alive."""
+    slow_client_seconds: Seconds = 30.0
+    """A client that takes nothing for this long is dropped."""
+
+
 class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the log looks."""
 
@@ -228,6 +250,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     gpu: GpuSettings = GpuSettings()
     jobs: JobsSettings = JobsSettings()
     worker: WorkerSettings = field(default_factory=WorkerSettings)
+    web: WebSettings = WebSettings()
     log: LogSettings = LogSettings()
 
     @property

@@ -1,7 +1,9 @@
-"""Tasks that must have ended before their owner goes on, and waits that an event cuts short."""
+"""Tasks that must have ended before their owner goes on, waits that an event cuts short, and the end of a service."""
 
 import asyncio
 import contextlib
+import signal
+from collections.abc import Iterator
 from typing import Any, Final
 
 AGAIN_SECONDS: Final = 0.5
@@ -28,3 +30,16 @@ async def end(*tasks: asyncio.Future[Any]) -> None:
     for task in tasks:
         if not task.cancelled():
             task.exception()  # asked for, so that the loop does not report it
+
+
+@contextlib.contextmanager
+def stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set the event for the length of a block."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

@@ -201,6 +201,18 @@ def read_layer_drift(path: Path) -> LayerDrift:
     return _decode(path, _read(path), LayerDrift)
 
 
+def read_checked(path: Path, kind: type[ArtifactType]) -> bytes:
+    """The bytes of an artifact's file as they lie there, once they have been found to be one.
+
+    Raises:
+        ArtifactMissing: No file is there.
+        ArtifactInvalid: It is not such an artifact, or of a later version.
+    """
+    raw = _read(path)
+    _decode(path, raw, kind)
+    return raw
+
+
 def read_artifact(path: Path) -> Artifact:
     """The artifact in a file, of whichever type.
 

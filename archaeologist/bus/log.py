@@ -60,7 +60,7 @@ async def events(
         BusUnavailable: Not reachable (a follower that has begun waits, until the connection is closed for good).
         TopologyMissing: There is no Battle Log.
     """
-    end = await _end(bus)
+    end = await last_sequence(bus)
     position = max(after_sequence or 0, await _before_the_last(bus, last, end=end, subjects=subjects))
     while not (stop and stop.is_set()):
         try:
@@ -81,6 +81,11 @@ async def events(
                 raise
             log.debug("reading the log again", extra={"reason": str(error)})
             await asyncio.sleep(RETRY_SECONDS)
+
+
+async def start_of_last(bus: Bus, last: int, *, subjects: Sequence[str] | None = None) -> int:
+    """The sequence behind which the last so many messages of these subjects lie; errors as for ``last_sequence``."""
+    return await _before_the_last(bus, last, end=await last_sequence(bus), subjects=subjects)
 
 
 async def find_message(bus: Bus, stream: str, message_id: str, *, subject: str, since: datetime) -> int | None:
@@ -110,8 +115,13 @@ async def _find(reader: Reader, message_id: str) -> int | None:
     return None
 
 
-async def _end(bus: Bus) -> int:
-    """Sequence of the log's last message; 0 while there is none."""
+async def last_sequence(bus: Bus) -> int:
+    """Sequence of the log's last message; 0 while there is none.
+
+    Raises:
+        BusUnavailable: Not reachable.
+        TopologyMissing: There is no Battle Log.
+    """
     try:
         return int((await bus.jetstream.stream_info(names.BATTLE_LOG)).state.last_seq)
     except nats.js.errors.NotFoundError as error:

@@ -1,9 +1,9 @@
-"""``daemon`` and ``up``: the programs that stay."""
+"""``daemon``, ``web`` and ``up``: the programs that stay."""
 
 import asyncio
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -25,58 +25,112 @@ def daemon(config: Config = None, root: Root = None, nats_url: NatsUrl = None) -
     asyncio.run(service.run(settings))
 
 
+def web(
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on.", metavar="ADDRESS")] = None,
+    port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = None,
+    config: Config = None,
+    root: Root = None,
+    nats_url: NatsUrl = None,
+) -> None:
+    """Serves the HTTP API: artifacts and summaries under the root, jobs and live events from the bus."""
+    settings = read_settings(config=config, root=root, nats_url=nats_url, is_service=True)
+    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    asyncio.run(_web(settings, **given))
+
+
 def up(
     port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Default: 4222 if it is free.")] = None,
     listen: Annotated[
         str, typer.Option("--listen", help="Address for a trainer elsewhere; a token is made.", metavar="ADDRESS")
     ] = "127.0.0.1",
+    web_port: Annotated[
+        int | None, typer.Option("--web-port", min=0, max=65535, help="Default: 8767 if it is free.")
+    ] = None,
     config: Config = None,
     root: Root = None,
 ) -> None:
-    """Runs everything on this machine: a nats-server and the daemon. Ctrl-C ends both."""
+    """Runs everything on this machine: a nats-server, the daemon and the HTTP API. Ctrl-C ends all."""
     settings = read_settings(config=config, root=root, is_service=True)
-    asyncio.run(_up(settings, port=port, listen=listen))
+    asyncio.run(_up(settings, port=port, listen=listen, web_port=web_port))
 
 
-async def _up(settings: "Settings", *, port: int | None, listen: str) -> None:
+async def _web(settings: "Settings", **given: Any) -> None:
+    from msgspec.structs import replace
+
+    from archaeologist import tasks
+    from archaeologist.web import service
+
+    ours = replace(settings, web=replace(settings.web, **given))
+    listener, token = service.listen(ours.web), service.token_for(ours)
+    typer.echo(web_lines(service.address_of(listener), token=token))
+    stop = asyncio.Event()
+    with tasks.stopped_by_signals(stop):
+        await service.serve(ours, listener, token=token, stop=stop)
+
+
+async def _up(settings: "Settings", *, port: int | None, listen: str, web_port: int | None) -> None:
     from msgspec.structs import replace
 
     from archaeologist.bus.connection import connected
     from archaeologist.bus.server import EmbeddedServer
     from archaeologist.bus.topology import ensure
     from archaeologist.settings import BusSettings
+    from archaeologist.web.service import address_of, token_for
+    from archaeologist.web.service import listen as listen_for_web
 
     store = settings.state_path / "nats"
     server = await EmbeddedServer.start(store, listen=listen, port=port)
     try:
-        ours = replace(settings, bus=BusSettings(url=server.url))
+        ours = replace(
+            settings,
+            bus=BusSettings(url=server.url),
+            web=replace(settings.web, port=settings.web.port if web_port is None else web_port),
+        )
         async with connected(ours.bus, name="archaeologist up") as bus:
             await ensure(bus, ours)
         typer.echo(banner(root=ours.root_path, url=server.url, trainer_url=server.url_at(outer_host(listen))))
         if port is None and server.port != DEFAULT_PORT:
             typer.echo(f"port {DEFAULT_PORT} was taken when this store was first used; the server keeps {server.port}")
-        await _serve(ours, server, store)
+        listener, token = listen_for_web(ours.web, is_port_free_to_choose=web_port is None), token_for(ours)
+        typer.echo(web_lines(address_of(listener), token=token))
+        await _serve(ours, server, store, web=(listener, token))
     finally:
         await server.stop()
 
 
-async def _serve(settings: "Settings", server: "EmbeddedServer", store: Path) -> None:
-    """The daemon, until it is told to stop or its server dies."""
+async def _serve(
+    settings: "Settings", server: "EmbeddedServer", store: Path, *, web: tuple[socket.socket, str | None]
+) -> None:
+    """The daemon and the API, until they are told to stop or one of them or the server dies."""
     from archaeologist import tasks
     from archaeologist.daemon import service
     from archaeologist.errors import BusUnavailable
+    from archaeologist.web.service import serve
 
     stop = asyncio.Event()
     server_ends = asyncio.create_task(server.wait())
     server_ends.add_done_callback(lambda _: stop.set())
+    listener, token = web
+    serving = asyncio.create_task(serve(settings, listener, token=token, stop=stop))
     try:
         await service.run(settings, stop=stop)
     finally:
         is_dead = server_ends.done()
+        stop.set()
+        await asyncio.wait({serving})
         await tasks.end(server_ends)
     if is_dead:
         msg = f"the embedded nats-server ended by itself; its log is {str(store / 'server.log')!r}, start `up` again"
         raise BusUnavailable(msg)
+    serving.result()
+
+
+def web_lines(address: str, *, token: str | None) -> str:
+    """Where the API answers, and what a request that changes something must carry."""
+    lines = [f"web       {address}"]
+    if token:
+        lines.append(f"token     Authorization: Bearer {token}")
+    return "\n".join(lines)
 
 
 def banner(*, root: Path, url: str, trainer_url: str) -> str:

@@ -33,7 +33,7 @@ def decode(subject: str, body: bytes) -> Message:
         JobTypeUnknown: ``job_type`` is none of the known.
         AnalysisUnknown: One of ``analyses`` is none of the known.
     """
-    fields = _json_object(body)
+    fields = json_object(body)
     if subject == subjects.ANALYSIS_REQUESTED:
         fields = flattened(fields)
         _check_job_type(fields.get("job_type", subjects.JOB_TYPES[0]))
@@ -51,7 +51,7 @@ def decode(subject: str, body: bytes) -> Message:
 def request_id_of(body: bytes) -> RequestId | None:
     """The id that a message carries, also where the rest of it is wrong: its asker waits for an answer under it."""
     try:
-        return msgspec.convert(flattened(_json_object(body)).get("request_id"), RequestIdText)
+        return msgspec.convert(flattened(json_object(body)).get("request_id"), RequestIdText)
     except (msgspec.ValidationError, PermanentError):
         return None
 
@@ -67,7 +67,12 @@ def flattened(fields: dict[str, Any]) -> dict[str, Any]:
     return {**payload, **{name: value for name, value in fields.items() if name != "payload"}}
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes) -> dict[str, Any]:
+    """The fields of a body that is one JSON object of bearable size and depth.
+
+    Raises:
+        MessageMalformed: It is not.
+    """
     if len(body) > MAX_BYTES:
         msg = f"message of {len(body)} bytes; at most {MAX_BYTES} are read, so send paths and not contents"
         raise MessageMalformed(msg)

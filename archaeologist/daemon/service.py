@@ -6,8 +6,7 @@ service manager starts a whole daemon again, never a half one.
 
 import asyncio
 import contextlib
-import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import structlog
 
@@ -39,7 +38,7 @@ async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
         BusUnavailable: The connection was closed for good.
     """
     stop = stop or asyncio.Event()
-    with _signals(stop):
+    with tasks.stopped_by_signals(stop):
         async with _until(stop, settings) as bus:
             if bus is not None:
                 await _serve(bus, settings, stop)
@@ -131,15 +130,3 @@ async def _until(stop: asyncio.Event, settings: Settings) -> AsyncIterator[Bus |
             return
         await tasks.end(connecting)
         yield None
-
-
-@contextlib.contextmanager
-def _signals(stop: asyncio.Event) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)

@@ -66,6 +66,9 @@ class Extract(Struct, frozen=True, kw_only=True):
     reference_step: int | None = None
     reference_fingerprint: str | None = None
     has_drift: bool = False
+    has_activations: bool = False
+    most_changed_layer: str | None = None
+    avg_weight_norm: float | None = None
     blocks: bytes
     """JSON of ``[[name, layer type], …]`` in the artifact's order; most checkpoints of a campaign share one."""
     columns: bytes
@@ -88,6 +91,9 @@ def extract(artifact: LayerStats) -> Extract:
         reference_step=artifact.reference_checkpoint_step,
         reference_fingerprint=artifact.reference_fingerprint,
         has_drift=bool(artifact.drift_stats),
+        has_activations=bool(artifact.activation_stats),
+        most_changed_layer=(artifact.global_drift_stats or GlobalDriftStats()).most_changed_layer,
+        avg_weight_norm=artifact.global_weight_stats.avg_weight_norm,
         blocks=msgspec.json.encode([(name, _kind(artifact, name)) for name in names]),
         columns=np.ascontiguousarray(values).tobytes(),
         whole=np.array(_whole(artifact), dtype="<f8").tobytes(),

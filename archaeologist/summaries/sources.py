@@ -17,7 +17,7 @@ import msgspec
 import archaeologist
 from archaeologist.artifacts.paths import CampaignFolder
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Raised whenever an extract, a summary or what is computed from a sketch changes its meaning."""
 MARKER: Final = ".inputs"
 """Beside the summaries: the digest of what they were made from."""

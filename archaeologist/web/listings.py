@@ -1,0 +1,128 @@
+"""Lists of a campaign's artifacts, page by page. Blocking file work."""
+
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from archaeologist.artifacts.paths import CampaignFolder
+from archaeologist.artifacts.store import MAX_ARTIFACT_BYTES
+from archaeologist.errors import ArtifactInvalid
+from archaeologist.files import read_bounded
+from archaeologist.web.campaigns import following
+from archaeologist.web.documents import signature
+from contracts.artifacts import ARTIFACT_VERSION, LeftOut
+from contracts.http import DriftEntry, DriftList, StatsEntry, StatsList
+
+PEEKS: Final = 10_000
+"""Heads of ``layer_drift`` artifacts kept in memory."""
+
+_DRIFT: Final = re.compile(r"drift-(\d{1,16})-to-(\d{1,16})\.json")
+
+
+class _Head(Struct, frozen=True):
+    """The little of a ``layer_drift`` artifact that a list shows."""
+
+    version: int
+    created_at: str
+    avg_drift_l2: float | None = None
+    most_changed_layer: str | None = None
+
+
+def stats_source(folder: CampaignFolder) -> Path:
+    """The file that ``stats`` is made from."""
+    from archaeologist.summaries.store import NAME  # noqa: PLC0415 -- NumPy, needed once there is something to list
+
+    return folder.summaries / NAME
+
+
+def stats(folder: CampaignFolder, *, limit: int, offset: int) -> StatsList:
+    """A page of the analysed checkpoints, from what the last update of the summaries read of them."""
+    from archaeologist.summaries.listing import listing  # noqa: PLC0415 -- as above
+
+    found = listing(folder)
+    page = found.extracts[offset : offset + limit]
+    entries = (
+        StatsEntry(
+            checkpoint_step=extract.step,
+            created_at=extract.created_at,
+            has_drift=extract.has_drift,
+            has_activations=extract.has_activations,
+            most_changed_layer=extract.most_changed_layer,
+            avg_weight_norm=extract.avg_weight_norm,
+            filename=folder.layer_stats(extract.step).name,
+            reference_checkpoint_step=extract.reference_step,
+            alerts=len(extract.alerts),
+        )
+        for extract in page
+    )
+    return StatsList(
+        stats=tuple(entries),
+        count=len(found.extracts),
+        campaign_id=folder.campaign_id,
+        hero_id=folder.hero_id,
+        next_offset=following(offset, len(page), len(found.extracts)),
+        left_out=found.left_out,
+    )
+
+
+def drifts_source(folder: CampaignFolder) -> Path:
+    """The folder that ``drifts`` is made from."""
+    return folder.layer_drift(0, 0).parent
+
+
+def drifts(folder: CampaignFolder, *, limit: int, offset: int) -> DriftList:
+    """A page of the ``layer_drift`` artifacts, by target and base; only the page's own are looked into."""
+    pairs = sorted(_pairs(folder))
+    page = pairs[offset : offset + limit]
+    entries, left_out = [], []
+    for target, base in page:
+        path = folder.layer_drift(base, target)
+        head = _head(path, signature(path))
+        if isinstance(head, str):
+            file = str(path.relative_to(folder.analysis))
+            left_out.append(LeftOut(file=file, code=ArtifactInvalid.code, reason=head))
+            continue
+        entries.append(
+            DriftEntry(
+                base_checkpoint_step=base,
+                target_checkpoint_step=target,
+                filename=path.name,
+                created_at=head.created_at,
+                avg_drift_l2=head.avg_drift_l2,
+                most_changed_layer=head.most_changed_layer,
+            )
+        )
+    return DriftList(
+        drifts=tuple(entries),
+        count=len(pairs),
+        campaign_id=folder.campaign_id,
+        hero_id=folder.hero_id,
+        next_offset=following(offset, len(page), len(pairs)),
+        left_out=tuple(left_out),
+    )
+
+
+def _pairs(folder: CampaignFolder) -> list[tuple[int, int]]:
+    """Target and base of each artifact, by its name."""
+    try:
+        names = [path.name for path in drifts_source(folder).iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = [(int(match[2]), int(match[1]), name) for name in names if (match := _DRIFT.fullmatch(name))]
+    return [(target, base) for target, base, name in found if folder.layer_drift(base, target).name == name]
+
+
+@lru_cache(maxsize=PEEKS)
+def _head(path: Path, _signature: tuple[int, ...] | None) -> "_Head | str":
+    """What the artifact's head says, or why it cannot be read; the signature makes a replaced file a new one."""
+    try:
+        head = msgspec.json.decode(read_bounded(path.resolve(strict=True), MAX_ARTIFACT_BYTES), type=_Head)
+    except (OSError, ValueError, RecursionError, RuntimeError) as error:
+        return f"{path.name} is no artifact: {error}; move it away and request the analysis again with force"
+    if head.version > ARTIFACT_VERSION:
+        return f"{path.name} has version {head.version}, at most {ARTIFACT_VERSION} is read; upgrade archaeologist"
+    return head
