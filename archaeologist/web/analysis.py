@@ -63,8 +63,8 @@ Checkpoint = Annotated[str, PathParameter(description="A step, or the file's nam
 Pair = Annotated[str, PathParameter(description="BASE-TARGET, two steps, or the file's name as the list has it.")]
 Count = Annotated[int, QueryParameter(ge=1, le=MAX_MOVERS, description="Most blocks in each list.")]
 
-_STATS_NAME: Final = re.compile(r"(\d{1,16})|ckpt-(\d{1,16})\.layer_stats\.json")
-_DRIFT_NAME: Final = re.compile(r"(?:drift-)?(\d{1,16})-(?:to-)?(\d{1,16})(?:\.json)?")
+_STATS_NAME: Final = re.compile(r"([0-9]{1,16})|ckpt-([0-9]{1,16})\.layer_stats\.json")
+_DRIFT_NAME: Final = re.compile(r"(?:drift-)?([0-9]{1,16})-(?:to-)?([0-9]{1,16})(?:\.json)?")
 
 PROBLEMS: Final[Mapping[int, str]] = {
     400: "A parameter breaks a rule.",
@@ -133,7 +133,7 @@ def read_layer_stats(
     folder = find(library.settings, campaign_id, hero_id)
     match = _STATS_NAME.fullmatch(checkpoint)
     path = folder.layer_stats(int(match[1] or match[2])) if match else None
-    if path is None or not (checkpoint.isdigit() or checkpoint == path.name):
+    if match is None or path is None or (match[2] and path.name != checkpoint):
         msg = f"Not found: {checkpoint[:100]!r}; give a step, or a name like ckpt-000100.layer_stats.json"
         raise ArtifactMissing(msg)
     return _artifact(request, library, path, LayerStats)

@@ -20,7 +20,7 @@ from contracts.http import DriftEntry, DriftList, StatsEntry, StatsList
 PEEKS: Final = 10_000
 """Heads of ``layer_drift`` artifacts kept in memory."""
 
-_DRIFT: Final = re.compile(r"drift-(\d{1,16})-to-(\d{1,16})\.json")
+_DRIFT: Final = re.compile(r"drift-([0-9]{1,16})-to-([0-9]{1,16})\.json")
 
 
 class _Head(Struct, frozen=True):
