@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import msgspec
 import pytest
 
@@ -369,6 +370,8 @@ async def test_up_serves_an_analysis_and_ends_cleanly_on_ctrl_c(root: Path) -> N
         "up",
         "--port",
         str(port),
+        "--web-port",
+        "0",
         env=environment(root),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
@@ -376,8 +379,12 @@ async def test_up_serves_an_analysis_and_ends_cleanly_on_ctrl_c(root: Path) -> N
     assert process.stdout is not None
     try:
         async with asyncio.timeout(60):
-            told = [(await process.stdout.readline()).decode() for _ in range(7)]
+            told = [(await process.stdout.readline()).decode() for _ in range(8)]
         assert f"nats://127.0.0.1:{port}" in told[0]
+        kind, address = told[7].split()
+        assert kind == "web"
+        async with httpx.AsyncClient(base_url=address, trust_env=False) as client:
+            assert (await client.get("/health")).status_code == 200
         done = await cli("request", checkpoint(root, 100), "--wait", env=environment(root, f"nats://127.0.0.1:{port}"))
         assert done.code == 0, done.err
         process.send_signal(signal.SIGINT)
@@ -389,6 +396,43 @@ async def test_up_serves_an_analysis_and_ends_cleanly_on_ctrl_c(root: Path) -> N
             await process.wait()
     with pytest.raises(OSError, match="Connect call failed"):
         await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_web_serves_a_root_and_ends_cleanly_on_sigterm(root: Path) -> None:
+    """It listens on every address, so it makes a token; there is no bus."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "archaeologist", "web", "--host", "0.0.0.0", "--port", "0"),  # noqa: S104 -- what is tested
+        env=environment(root, f"nats://127.0.0.1:{free_port()}"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(60):
+            address = (await process.stdout.readline()).decode().split()[-1]
+            token = (await process.stdout.readline()).decode().split()[-1]
+        async with httpx.AsyncClient(base_url=address, trust_env=False) as client:
+            assert (await client.get("/api/campaigns")).json()["campaigns"][0]["campaign_id"] == "c1"
+            assert (await client.post("/api/jobs", json={})).status_code == 401
+            with_token = await client.post("/api/jobs", json={}, headers={"Authorization": f"Bearer {token}"})
+            assert with_token.json()["code"] == "message_invalid"
+        kept = root / ".archaeologist" / "web.token"
+        assert (kept.read_text().strip(), kept.stat().st_mode & 0o777) == (token, 0o600)
+        process.terminate()
+        async with asyncio.timeout(60):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_web_on_a_port_that_is_taken_says_so(root: Path, url: str) -> None:
+    port = url.rpartition(":")[2]
+    done = await cli("web", "--port", port, env=environment(root, url))
+    assert done.code == 1
+    assert done.err.startswith("error: listen_impossible: nothing can listen on '127.0.0.1', port " + port)
+    assert is_one_line(done.err)
 
 
 async def test_up_on_a_port_that_is_taken_says_so(root: Path, url: str) -> None:
