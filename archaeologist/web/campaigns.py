@@ -5,7 +5,8 @@ from typing import Final
 from archaeologist.artifacts.paths import CampaignFolder, campaign_folders
 from archaeologist.errors import CampaignMissing, HeroUnclear
 from archaeologist.settings import Settings
-from archaeologist.summaries.sources import artifacts
+from archaeologist.web import listings
+from archaeologist.web.listings import following
 from contracts.http import CampaignEntry, Campaigns
 
 HEROES_SHOWN: Final = 10
@@ -61,13 +62,8 @@ def listed(settings: Settings, *, limit: int, offset: int) -> Campaigns:
     )
 
 
-def following(offset: int, shown: int, count: int) -> int | None:
-    """Where the next page begins; None: there is none."""
-    return offset + shown if offset + shown < count else None
-
-
 def _entry(folder: CampaignFolder) -> CampaignEntry:
-    steps = [source.step for source in artifacts(folder) if source.step is not None]
+    steps = listings.steps(folder)
     return CampaignEntry(
         hero_id=folder.hero_id,
         campaign_id=folder.campaign_id,

@@ -35,8 +35,9 @@ from archaeologist.errors import (
 from archaeologist.paths import resolve_under
 from archaeologist.settings import Settings
 from archaeologist.web.analysis import responses
-from archaeologist.web.campaigns import find, following
+from archaeologist.web.campaigns import find
 from archaeologist.web.link import Link
+from archaeologist.web.listings import following
 from archaeologist.web.refusals import headers_of, status_of
 from contracts import subjects
 from contracts.documents import json_schema

@@ -1,5 +1,6 @@
 """Lists of a campaign's artifacts, page by page. Blocking file work."""
 
+import os
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +13,6 @@ from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.artifacts.store import MAX_ARTIFACT_BYTES
 from archaeologist.errors import ArtifactInvalid
 from archaeologist.files import read_bounded
-from archaeologist.web.campaigns import following
 from archaeologist.web.documents import signature
 from contracts.artifacts import ARTIFACT_VERSION, LeftOut
 from contracts.http import DriftEntry, DriftList, StatsEntry, StatsList
@@ -20,6 +20,7 @@ from contracts.http import DriftEntry, DriftList, StatsEntry, StatsList
 PEEKS: Final = 10_000
 """Heads of ``layer_drift`` artifacts kept in memory."""
 
+_STATS: Final = re.compile(r"ckpt-([0-9]{1,16})\.layer_stats\.json")
 _DRIFT: Final = re.compile(r"drift-([0-9]{1,16})-to-([0-9]{1,16})\.json")
 
 
@@ -30,6 +31,19 @@ class _Head(Struct, frozen=True):
     created_at: str
     avg_drift_l2: float | None = None
     most_changed_layer: str | None = None
+
+
+def following(offset: int, shown: int, count: int) -> int | None:
+    """Where the next page begins; None: there is none."""
+    return offset + shown if offset + shown < count else None
+
+
+def steps(folder: CampaignFolder) -> list[int]:
+    """Steps of the ``layer_stats`` artifacts, by their names, in no order."""
+    found = [
+        (int(match[1]), match[0]) for name in _names(folder.layer_stats(0).parent) if (match := _STATS.fullmatch(name))
+    ]
+    return [step for step, name in found if folder.layer_stats(step).name == name]
 
 
 def stats_source(folder: CampaignFolder) -> Path:
@@ -108,12 +122,17 @@ def drifts(folder: CampaignFolder, *, limit: int, offset: int) -> DriftList:
 
 def _pairs(folder: CampaignFolder) -> list[tuple[int, int]]:
     """Target and base of each artifact, by its name."""
+    matches = [match for name in _names(drifts_source(folder)) if (match := _DRIFT.fullmatch(name))]
+    found = [(int(match[2]), int(match[1]), match[0]) for match in matches]
+    return [(target, base) for target, base, name in found if folder.layer_drift(base, target).name == name]
+
+
+def _names(folder: Path) -> list[str]:
+    """Names in a folder; none where there is no folder."""
     try:
-        names = [path.name for path in drifts_source(folder).iterdir()]
+        return os.listdir(folder)  # noqa: PTH208 -- names are enough, and there may be thousands
     except (FileNotFoundError, NotADirectoryError):
         return []
-    found = [(int(match[2]), int(match[1]), name) for name in names if (match := _DRIFT.fullmatch(name))]
-    return [(target, base) for target, base, name in found if folder.layer_drift(base, target).name == name]
 
 
 @lru_cache(maxsize=PEEKS)

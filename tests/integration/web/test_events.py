@@ -234,7 +234,7 @@ async def test_the_server_ends_although_streams_are_open(house: House) -> None:
     ],
 )
 async def test_a_wrong_parameter_is_refused(tmp_path: Path, query: str, position: str) -> None:
-    headers = {"Last-Event-ID": position.encode()} if position else {}
+    headers = {b"last-event-id": position.encode()} if position else {}
     async with asking(application(Settings(root=str(tmp_path)))) as api:
         reply = await api.get(f"/api/events{query}", headers=headers)
         assert (reply.status_code, reply.headers["content-type"]) == (400, "application/json")

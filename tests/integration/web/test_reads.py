@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import msgspec
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.settings import Settings, WebSettings
 from contracts.artifacts import DriftTimeline, LayerStats, StabilityReport
 from tests.fixtures.artifacts import layer_drift
-from tests.fixtures.campaigns import folder_in, place_whole, put, put_all
+from tests.fixtures.histories import folder_in, place_whole, put, put_all
 from tests.fixtures.web import application, asking
 
 STEPS = (100, 200, 300, 400)
@@ -444,3 +445,30 @@ async def test_the_api_describes_itself(client: httpx.AsyncClient) -> None:
     (n,) = [parameter for parameter in movers["parameters"] if parameter["name"] == "n"]
     assert (n["schema"]["minimum"], n["schema"]["maximum"], n["schema"]["default"]) == (1, 1000, 10)
     assert set(movers["responses"]) >= {"200", "304", "400", "404", "503"}
+
+
+@pytest.mark.parametrize(
+    ("route", "address"),
+    [
+        ("/api/campaigns", "/api/campaigns"),
+        *(
+            (f"/api/analysis/{{campaign_id}}/{page}", f"/api/analysis/campaign/{page}")
+            for page in ("layer_stats", "drift_timeline", "health_timeline", "top_movers", "stability", "skill_impact")
+        ),
+        ("/api/analysis/{campaign_id}/layer_stats/{checkpoint}", "/api/analysis/campaign/layer_stats/200"),
+        ("/api/analysis/{campaign_id}/layer_drift", "/api/analysis/campaign/layer_drift"),
+        ("/api/analysis/{campaign_id}/top_movers", "/api/analysis/campaign/top_movers?n=0"),
+        ("/api/analysis/{campaign_id}/layer_stats/{checkpoint}", "/api/analysis/campaign/layer_stats/1"),
+        ("/api/jobs", "/api/jobs"),
+        ("/api/jobs/{job_id}", "/api/jobs/x"),
+        ("/api/status", "/api/status"),
+        ("/health", "/health"),
+        ("/ready", "/ready"),
+    ],
+)
+async def test_replies_are_what_the_description_says(client: httpx.AsyncClient, route: str, address: str) -> None:
+    description = await read(client, "/schema")
+    reply = await client.get(address)
+    described = description["paths"][route]["get"]["responses"][str(reply.status_code)]
+    schema = described["content"]["application/json"]["schema"]
+    jsonschema.validate(reply.json(), {**schema, "components": description["components"]})
