@@ -115,7 +115,7 @@ def list_layer_stats(
         request,
         library.shelf,
         ("stats", str(source), signature(source), limit, offset),
-        lambda: msgspec.json.encode(listings.stats(folder, limit=limit, offset=offset)),
+        lambda: msgspec.json.encode(library.stats(folder, limit=limit, offset=offset)),
         is_behind=not is_current,
     )
 

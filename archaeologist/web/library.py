@@ -19,8 +19,10 @@ from archaeologist.errors import ArtifactInvalid, ArtifactUnwritable, SummariesL
 from archaeologist.files import read_bounded
 from archaeologist.settings import Settings
 from archaeologist.summaries.sources import is_current, signature
+from archaeologist.web import listings
 from archaeologist.web.documents import Shelf
 from contracts.artifacts import ARTIFACT_VERSION, DriftTimeline, HealthTimeline, SkillImpact, StabilityReport
+from contracts.http import StatsList
 
 PATIENCE_SECONDS: Final = 2.0
 """What a request may spend on bringing summaries up to date."""
@@ -99,19 +101,29 @@ class Library:
                 self._decoded.popitem(last=False)
         return found
 
+    def stats(self, folder: CampaignFolder, *, limit: int, offset: int) -> StatsList:
+        """A page of the analysed checkpoints.
+
+        Raises:
+            SummariesLate: What was known of them is lost, and reading them again takes too long.
+            ArtifactUnwritable: The same, and it cannot be kept.
+        """
+        found = listings.stats(folder, limit=limit, offset=offset)
+        if not (found.count or found.left_out) and listings.steps(folder):
+            # The store is not flushed to the disk, as the summaries are: a power failure may have taken it alone.
+            _brought_up_to_date(folder)
+            found = listings.stats(folder, limit=limit, offset=offset)
+        return found
+
     def _update(self, folder: CampaignFolder) -> None:
         with self._lock:
             updating = self._updating.setdefault(folder.path, threading.Lock())
-        until = time.monotonic() + PATIENCE_SECONDS
         if not updating.acquire(timeout=PATIENCE_SECONDS):
             msg = "the campaign's summaries are being brought up to date; ask again in a few seconds"
             raise SummariesLate(msg)
         try:
             if not is_current(folder):
-                # NumPy, which a server that has only current summaries to show does without.
-                from archaeologist.summaries.chronicle import update  # noqa: PLC0415
-
-                update(folder, until=until)
+                _brought_up_to_date(folder)
         finally:
             updating.release()
 
@@ -124,6 +136,13 @@ def _stamp(folder: CampaignFolder) -> Stamp:
     """Changes when a file is put into the folders that summaries are made from, or one of the summaries goes."""
     sources = (folder.layer_stats(0).parent, folder.sketch(0).parent, folder.skills)
     return (*map(signature, sources), *(path.exists() for path in _written(folder)))
+
+
+def _brought_up_to_date(folder: CampaignFolder) -> None:
+    # NumPy, which a server that has only current summaries to show does without.
+    from archaeologist.summaries.chronicle import update  # noqa: PLC0415
+
+    update(folder, until=time.monotonic() + PATIENCE_SECONDS)
 
 
 def _rebuild(folder: CampaignFolder) -> None:

@@ -19,7 +19,13 @@ def modules_after(statement: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["archaeologist.daemon.service", "archaeologist.daemon.child", "archaeologist.api", "archaeologist.bus.server"],
+    [
+        "archaeologist.daemon.service",
+        "archaeologist.daemon.child",
+        "archaeologist.api",
+        "archaeologist.bus.server",
+        "archaeologist.web.service",
+    ],
 )
 def test_the_parent_holds_nothing_large(module: str) -> None:
     assert modules_after(f"import {module}").isdisjoint(LARGE)

@@ -389,6 +389,29 @@ async def test_a_damaged_summary_is_built_anew(own_client: httpx.AsyncClient, ow
     assert await read(own_client, "/api/analysis/campaign/drift_timeline") == whole
 
 
+async def test_the_list_outlives_the_loss_of_what_was_known(
+    own_client: httpx.AsyncClient, own_folder: CampaignFolder
+) -> None:
+    whole = await read(own_client, "/api/analysis/campaign/layer_stats")
+    (own_folder.summaries / ".extracts").write_bytes(b"half")
+    assert await read(own_client, "/api/analysis/campaign/layer_stats") == whole
+
+
+async def test_what_is_not_summarized_in_time_is_said_and_goes_on(
+    own_client: httpx.AsyncClient, own_folder: CampaignFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("archaeologist.web.library.PATIENCE_SECONDS", -1.0)
+    reply = await own_client.get("/api/analysis/campaign/stability")
+    assert (reply.status_code, reply.json()["code"], reply.headers["retry-after"]) == (503, "summaries_late", "2")
+    monkeypatch.undo()
+    assert (await read(own_client, "/api/analysis/campaign/layer_stats"))["count"] == 4
+    put(own_folder, 500, weights(500), reference=(400, weights(400)))
+    monkeypatch.setattr("archaeologist.web.library.PATIENCE_SECONDS", -1.0)
+    behind = await own_client.get("/api/analysis/campaign/drift_timeline")
+    assert behind.headers["archaeologist-summaries"] == "behind"
+    assert behind.json()["checkpoints"] == list(STEPS[1:])
+
+
 async def test_a_summary_that_is_gone_is_made_again(own_client: httpx.AsyncClient, own_folder: CampaignFolder) -> None:
     whole = await read(own_client, "/api/analysis/campaign/stability")
     own_folder.stability.unlink()
