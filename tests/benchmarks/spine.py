@@ -28,21 +28,14 @@ import numpy as np
 from msgspec.structs import replace
 
 from archaeologist.artifacts.store import read_layer_stats
-from archaeologist.checkpoints.fingerprint import fingerprint
-from archaeologist.checkpoints.index import read_index
 from archaeologist.job import NICENESS
 from contracts.messages import (
-    CampaignId,
     ChildLine,
     Excavation,
-    HeroId,
-    Job,
-    JobKey,
     JobOptions,
-    RequestId,
-    Side,
     Succeeded,
 )
+from tests.fixtures.jobs import layer_stats_job, side
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
@@ -244,22 +237,8 @@ def theirs(target: Path, reference: Path) -> dict[str, float]:
 
 def excavation(target: Path, reference: Path, folder: Path) -> Excavation:
     """What the child is asked for: everything that there is, the sketch included."""
-    sides = [
-        Side(path=str(path), step=step, read_path=str(path), fingerprint=fingerprint(read_index(path)))
-        for step, path in enumerate((reference, target))
-    ]
-    job = Job(
-        job_key=JobKey("benchmark"),
-        job_id=RequestId("benchmark"),
-        job_type="layer_stats",
-        priority="normal",
-        hero_id=HeroId("benchmark"),
-        campaign_id=CampaignId("benchmark"),
-        target=sides[1],
-        reference=sides[0],
-        options=JobOptions(compute_activations=False),
-        created_at="2025-11-28T14:30:00Z",
-    )
+    options = JobOptions(compute_activations=False)
+    job = layer_stats_job(side(target, 1), side(reference, 0), options=options)
     return Excavation(job=job, artifact_path=str(folder / "artifact.tmp"), sketch_path=str(folder / "sketch.tmp"))
 
 

@@ -10,23 +10,16 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from archaeologist.checkpoints.fingerprint import fingerprint
-from archaeologist.checkpoints.index import read_index
 from archaeologist.excavation import layer_stats
 from archaeologist.probes.sets import load
 from contracts.artifacts import PERCENTILES, ActivationDistribution, LayerStats
 from contracts.messages import (
-    CampaignId,
     Excavation,
     ForwardOptions,
     GpuOptions,
-    HeroId,
-    Job,
-    JobKey,
     JobOptions,
-    RequestId,
-    Side,
 )
+from tests.fixtures.jobs import layer_stats_job, side
 from tests.fixtures.models import model, saved
 from tests.fixtures.tokenizers import save_tokenizer
 
@@ -51,22 +44,12 @@ def drifted(made: PreTrainedModel, *, relative: float = 0.05) -> PreTrainedModel
 
 def analysed(target: Path, reference: Path | None = None, *, probes: str = "default", **options: Any) -> LayerStats:
     """The artifact of a job on the two folders."""
-    sides = [
-        Side(path=str(path), step=step, read_path=str(path), fingerprint=fingerprint(read_index(path)))
-        for step, path in enumerate((reference, target), start=1)
-        if path is not None
-    ]
-    job = Job(
-        job_key=JobKey("key"),
-        job_id=RequestId("request"),
-        job_type="layer_stats",
-        priority="normal",
-        hero_id=HeroId("dio"),
-        campaign_id=CampaignId("c1"),
-        target=sides[-1],
-        reference=sides[0] if reference else None,
-        options=JobOptions(probe_dataset=probes, max_probe_tokens=options.pop("max_probe_tokens", 4096)),
-        created_at="2026-11-23T00:00:00Z",
+    sides = [side(path, step) for step, path in enumerate((reference, target), start=1) if path is not None]
+    limit = options.pop("max_probe_tokens", 4096)
+    job = layer_stats_job(
+        sides[-1],
+        sides[0] if reference else None,
+        options=JobOptions(probe_dataset=probes, max_probe_tokens=limit),
     )
     folder = target.parent / "artifacts"
     folder.mkdir(exist_ok=True)

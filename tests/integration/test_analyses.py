@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from archaeologist.checkpoints.fingerprint import fingerprint
 from archaeologist.checkpoints.index import read_index
 from archaeologist.excavation import layer_stats
 from archaeologist.excavation.forward import probing
 from contracts.artifacts import LayerStats
-from contracts.messages import Analysis, CampaignId, Excavation, HeroId, Job, JobKey, JobOptions, RequestId, Side
+from contracts.messages import Analysis, Excavation, JobOptions
+from tests.fixtures.jobs import layer_stats_job, side
 from tests.fixtures.models import model, saved
 from tests.fixtures.tokenizers import save_tokenizer
 
@@ -23,28 +23,11 @@ def checkpoint(folder: Path, *, seed: int, name: str = "qwen3") -> Path:
 def analysed(
     target: Path, reference: Path | None = None, *, analyses: tuple[Analysis, ...], compute_activations: bool = True
 ) -> LayerStats:
-    sides = [
-        Side(path=str(path), step=step, read_path=str(path), fingerprint=fingerprint(read_index(path)))
-        for step, path in enumerate((reference, target), start=1)
-        if path is not None
-    ]
-    job = Job(
-        job_key=JobKey("key"),
-        job_id=RequestId("request"),
-        job_type="layer_stats",
-        priority="normal",
-        hero_id=HeroId("dio"),
-        campaign_id=CampaignId("c1"),
-        target=sides[-1],
-        reference=sides[0] if reference else None,
-        options=JobOptions(
-            compute_activations=compute_activations,
-            probe_dataset="default",
-            max_probe_tokens=256,
-            analyses=analyses,
-        ),
-        created_at="2026-11-23T00:00:00Z",
+    sides = [side(path, step) for step, path in enumerate((reference, target), start=1) if path is not None]
+    options = JobOptions(
+        compute_activations=compute_activations, probe_dataset="default", max_probe_tokens=256, analyses=analyses
     )
+    job = layer_stats_job(sides[-1], sides[0] if reference else None, options=options)
     excavation = Excavation(job=job, artifact_path=str(target / "a.tmp"), threads=1)
     artifact, _ = layer_stats.excavate(excavation, lambda _: None)
     return artifact

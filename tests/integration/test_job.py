@@ -21,8 +21,6 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from archaeologist.artifacts.store import read_layer_drift, read_layer_stats
-from archaeologist.checkpoints.fingerprint import fingerprint
-from archaeologist.checkpoints.index import read_index
 from archaeologist.statistics.sketch import decode_sketch, distance
 from contracts.artifacts import LayerStats
 from contracts.messages import (
@@ -31,15 +29,13 @@ from contracts.messages import (
     DriftMetric,
     Excavation,
     Failed,
-    HeroId,
-    Job,
-    JobKey,
     JobOptions,
     Progress,
     RequestId,
     Side,
     Succeeded,
 )
+from tests.fixtures.jobs import layer_stats_job, side
 
 EXACT = 1e-9
 
@@ -102,10 +98,6 @@ def run(start: Callable[[], Child]) -> Callable[[Excavation], tuple[int, list[Ch
     return ran
 
 
-def side(path: Path, step: int) -> Side:
-    return Side(path=str(path), step=step, read_path=str(path), fingerprint=fingerprint(read_index(path)))
-
-
 def excavation(
     folder: Path,
     target: Side,
@@ -116,18 +108,14 @@ def excavation(
     reference_is_explicit: bool = False,
 ) -> Excavation:
     return Excavation(
-        job=Job(
-            job_key=JobKey("key"),
+        job=layer_stats_job(
+            target,
+            reference,
             job_id=RequestId("asked"),
             job_type=job_type,
-            priority="normal",
-            hero_id=HeroId("dio"),
             campaign_id=CampaignId("one"),
-            target=target,
-            reference=reference,
             reference_is_explicit=reference_is_explicit,
             options=options or JobOptions(),
-            created_at="2025-11-28T14:30:00Z",
             notes=("a note",),
         ),
         artifact_path=str(folder / "artifact.tmp"),

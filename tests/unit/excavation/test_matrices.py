@@ -6,13 +6,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from archaeologist.checkpoints.fingerprint import fingerprint
-from archaeologist.checkpoints.index import read_index
 from archaeologist.errors import CheckpointError
 from archaeologist.excavation import layer_stats, matrices
 from archaeologist.statistics.power_law import fitted
 from contracts.artifacts import LayerStats, Spectrum
-from contracts.messages import Analysis, CampaignId, Excavation, HeroId, Job, JobKey, JobOptions, RequestId, Side
+from contracts.messages import Analysis, Excavation, JobOptions
+from tests.fixtures.jobs import layer_stats_job, side
 from tests.unit.excavation.checkpoints import Bits, bf16, wide, write
 
 Floats = npt.NDArray[np.float64]
@@ -33,22 +32,11 @@ def tensors(seed: int, *, scale: float = 1.0) -> dict[str, Bits]:
     return {name: bf16(random.standard_normal(shape) * scale) for name, shape in SHAPES.items()}
 
 
-def side(folder: Path, step: int) -> Side:
-    return Side(path=str(folder), step=step, read_path=str(folder), fingerprint=fingerprint(read_index(folder)))
-
-
 def analysed(target: Path, reference: Path | None, *analyses: Analysis) -> LayerStats:
-    job = Job(
-        job_key=JobKey("key"),
-        job_id=RequestId("request"),
-        job_type="layer_stats",
-        priority="normal",
-        hero_id=HeroId("dio"),
-        campaign_id=CampaignId("c1"),
-        target=side(target, 2),
-        reference=side(reference, 1) if reference else None,
+    job = layer_stats_job(
+        side(target, 2),
+        side(reference, 1) if reference else None,
         options=JobOptions(compute_activations=False, analyses=analyses),
-        created_at="2026-11-23T00:00:00Z",
     )
     artifact, _ = layer_stats.excavate(Excavation(job=job, artifact_path=str(target / "a.tmp")), lambda _: None)
     return artifact
