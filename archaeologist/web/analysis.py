@@ -9,7 +9,7 @@ import msgspec
 from litestar import Request, Response, Router, get
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import FromPath, PathParameter, QueryParameter
+from litestar.params import PathParameter, QueryParameter
 from litestar.types import ControllerRouterHandler
 from msgspec import Struct
 
@@ -21,7 +21,7 @@ from archaeologist.web import campaigns, listings
 from archaeologist.web.campaigns import analysed, find
 from archaeologist.web.documents import respond, signature
 from archaeologist.web.library import Library, Summary
-from archaeologist.web.timelines import Choice, Timeline, part
+from archaeologist.web.timelines import Choice, Timeline, fields_of, part
 from contracts.artifacts import (
     DriftTimeline,
     HealthTimeline,
@@ -33,6 +33,7 @@ from contracts.artifacts import (
     StabilityReport,
 )
 from contracts.http import Campaigns, DriftList, Movers, Problem, StatsList
+from contracts.messages import NAME_PATTERN
 
 ALREADY_ENCODED: Final = "already_encoded"
 """Option of a route whose replies come compressed from the shelf."""
@@ -44,9 +45,26 @@ MAX_STEP: Final = 10**15
 
 ArtifactType = TypeVar("ArtifactType", LayerStats, LayerDrift)
 
+NAME: Final = {"pattern": NAME_PATTERN, "minLength": 1, "maxLength": 128}
+"""A name's rule, for the description; it is looked at where the name is used, which says more."""
+
+PERHAPS_A_NAME: Final = {"oneOf": [{"type": "string", **NAME}, {"type": "null"}]}
+
+
+def _fields(layer: type[Struct]) -> QueryParameter:
+    """The parameter that chooses fields of a block, with the rule for the description."""
+    name = "|".join(fields_of(layer))
+    rule = {"oneOf": [{"type": "string", "pattern": f"^({name})(,({name}))*$"}, {"type": "null"}]}
+    return QueryParameter(description="Fields of each block, with commas; left out: all.", schema_extra=rule)
+
+
 Asked = Request[Any, Any, Any]
+Campaign = Annotated[str, PathParameter(description="A campaign's name.", schema_extra=NAME)]
 HeroId = Annotated[
-    str | None, QueryParameter(description="Whose campaign; left out: the only hero that has one of this name.")
+    str | None,
+    QueryParameter(
+        description="Whose campaign; left out: the only hero that has one of this name.", schema_extra=PERHAPS_A_NAME
+    ),
 ]
 Limit = Annotated[int, QueryParameter(ge=1, le=PAGE, description="Most entries in one reply.")]
 DriftLimit = Annotated[int, QueryParameter(ge=1, le=DRIFT_PAGE, description="Most entries in one reply.")]
@@ -56,7 +74,8 @@ Offset = Annotated[
 Layers = Annotated[
     str | None, QueryParameter(description="Names of blocks or parts of them, with commas; left out: all.")
 ]
-Fields = Annotated[str | None, QueryParameter(description="Fields of each block, with commas; left out: all.")]
+DriftFields = Annotated[str | None, _fields(LayerTimeline)]
+HealthFields = Annotated[str | None, _fields(LayerHealthTimeline)]
 FirstStep = Annotated[int | None, QueryParameter(ge=0, le=MAX_STEP, description="From this step on.")]
 LastStep = Annotated[int | None, QueryParameter(ge=0, le=MAX_STEP, description="Up to this step.")]
 Checkpoint = Annotated[str, PathParameter(description="A step, or the file's name as the list has it.")]
@@ -97,7 +116,7 @@ def list_campaigns(library: NamedDependency[Library], limit: Limit = PAGE, offse
 def list_layer_stats(
     request: Asked,
     library: NamedDependency[Library],
-    campaign_id: FromPath[str],
+    campaign_id: Campaign,
     *,
     hero_id: HeroId = None,
     limit: Limit = PAGE,
@@ -124,7 +143,7 @@ def list_layer_stats(
 def read_layer_stats(
     request: Asked,
     library: NamedDependency[Library],
-    campaign_id: FromPath[str],
+    campaign_id: Campaign,
     checkpoint: Checkpoint,
     *,
     hero_id: HeroId = None,
@@ -143,11 +162,11 @@ def read_layer_stats(
 def read_drift_timeline(
     request: Asked,
     library: NamedDependency[Library],
-    campaign_id: FromPath[str],
+    campaign_id: Campaign,
     *,
     hero_id: HeroId = None,
     layers: Layers = None,
-    fields: Fields = None,
+    fields: DriftFields = None,
     first_step: FirstStep = None,
     last_step: LastStep = None,
 ) -> Response[bytes]:
@@ -161,11 +180,11 @@ def read_drift_timeline(
 def read_health_timeline(
     request: Asked,
     library: NamedDependency[Library],
-    campaign_id: FromPath[str],
+    campaign_id: Campaign,
     *,
     hero_id: HeroId = None,
     layers: Layers = None,
-    fields: Fields = None,
+    fields: HealthFields = None,
     first_step: FirstStep = None,
     last_step: LastStep = None,
 ) -> Response[bytes]:
@@ -179,7 +198,7 @@ def read_health_timeline(
 def read_top_movers(
     request: Asked,
     library: NamedDependency[Library],
-    campaign_id: FromPath[str],
+    campaign_id: Campaign,
     *,
     hero_id: HeroId = None,
     n: Count = 10,
@@ -195,7 +214,7 @@ def read_top_movers(
 
 @get("/{campaign_id:str}/stability", sync_to_thread=True, responses=responses(StabilityReport))
 def read_stability(
-    request: Asked, library: NamedDependency[Library], campaign_id: FromPath[str], *, hero_id: HeroId = None
+    request: Asked, library: NamedDependency[Library], campaign_id: Campaign, *, hero_id: HeroId = None
 ) -> Response[bytes]:
     """How each block moves: frozen, settled, directed, diffusive or thrashing."""
     folder = analysed(find(library.settings, campaign_id, hero_id))
@@ -204,7 +223,7 @@ def read_stability(
 
 @get("/{campaign_id:str}/skill_impact", sync_to_thread=True, responses=responses(SkillImpact))
 def read_skill_impact(
-    request: Asked, library: NamedDependency[Library], campaign_id: FromPath[str], *, hero_id: HeroId = None
+    request: Asked, library: NamedDependency[Library], campaign_id: Campaign, *, hero_id: HeroId = None
 ) -> Response[bytes]:
     """Which blocks move when a skill's score does, and what the sample supports."""
     folder = analysed(find(library.settings, campaign_id, hero_id))
@@ -215,7 +234,7 @@ def read_skill_impact(
 def list_layer_drift(
     request: Asked,
     library: NamedDependency[Library],
-    campaign_id: FromPath[str],
+    campaign_id: Campaign,
     *,
     hero_id: HeroId = None,
     limit: DriftLimit = DRIFT_PAGE,
@@ -234,7 +253,7 @@ def list_layer_drift(
 
 @get("/{campaign_id:str}/layer_drift/{pair:str}", sync_to_thread=True, responses=responses(LayerDrift))
 def read_layer_drift(
-    request: Asked, library: NamedDependency[Library], campaign_id: FromPath[str], pair: Pair, *, hero_id: HeroId = None
+    request: Asked, library: NamedDependency[Library], campaign_id: Campaign, pair: Pair, *, hero_id: HeroId = None
 ) -> Response[bytes]:
     """The comparison of two checkpoints: the artifact as it lies on the disk."""
     folder = find(library.settings, campaign_id, hero_id)

@@ -24,7 +24,7 @@ from archaeologist.bus.connection import Bus
 from archaeologist.bus.log import LoggedEvent, events, last_sequence, start_of_last
 from archaeologist.errors import BusUnavailable, ParameterInvalid, StreamsFull, TopologyMissing
 from archaeologist.settings import Settings
-from archaeologist.web.analysis import ALREADY_ENCODED
+from archaeologist.web.analysis import ALREADY_ENCODED, PERHAPS_A_NAME
 from archaeologist.web.link import Link
 from archaeologist.web.refusals import answer
 from contracts import subjects
@@ -146,6 +146,11 @@ class Streams:
         return True
 
 
+Whose = Annotated[
+    str | None, QueryParameter(description="Only this hero's, or this campaign's.", schema_extra=PERHAPS_A_NAME)
+]
+
+
 @get(
     "/api/events",
     tags=["events"],
@@ -162,8 +167,10 @@ class Streams:
 async def follow(
     streams: NamedDependency[Streams],
     *,
-    hero_id: Annotated[str | None, QueryParameter(description="Only this hero's.")] = None,
-    campaign_id: Annotated[str | None, QueryParameter(description="Only this campaign's.")] = None,
+    hero_id: Annotated[str | None, QueryParameter(description="Only this hero's.", schema_extra=PERHAPS_A_NAME)] = None,
+    campaign_id: Annotated[
+        str | None, QueryParameter(description="Only this campaign's.", schema_extra=PERHAPS_A_NAME)
+    ] = None,
     types: Annotated[str | None, QueryParameter(description="Only these types, with commas.")] = None,
     last: Annotated[int, QueryParameter(ge=0, le=MAX_LAST, description="Begin so many events before the end.")] = 0,
     last_event_id: Annotated[str | None, HeaderParameter(name="Last-Event-ID", description="Go on behind it.")] = None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 import msgspec
-from litestar import Request, Response, delete, get, post
+from litestar import Request, Response, Router, delete, get, post
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
@@ -102,7 +102,8 @@ class AskOperation(Operation):
         """Adds the body."""
         request = json_schema(subjects.ANALYSIS_REQUESTED)
         properties = request["anyOf"][0]["properties"]
-        payload = Schema(type="object", description="The same fields, as the specification nests them.")  # type: ignore[arg-type]
+        # Without its type: what is not an object is answered with the rule, as every refusal.
+        payload = Schema(description="An object with the same fields, as the specification nests them.")
         described = {name: Schema(description=_words(field)) for name, field in properties.items()}
         schema = Schema(
             type="object",  # type: ignore[arg-type]
@@ -135,7 +136,7 @@ def _answers() -> dict[int, ResponseSpec]:
     }
 
 
-@post("/api/jobs", status_code=200, tags=["jobs"], responses=_answers(), operation_class=AskOperation)
+@post("/", status_code=200, responses=_answers(), operation_class=AskOperation)
 async def ask(request: Request[Any, Any, Any], desk: NamedDependency[Desk]) -> Response[Answer]:
     """Asks for an analysis: publishes ``analysis.requested``."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -158,7 +159,7 @@ async def ask(request: Request[Any, Any, Any], desk: NamedDependency[Desk]) -> R
     return Response(await _intake_says(bus, request_id))
 
 
-@get("/api/jobs", tags=["jobs"], responses=responses(Jobs, has_etag=False))
+@get("/", responses=responses(Jobs, has_etag=False))
 async def list_jobs(
     desk: NamedDependency[Desk],
     *,
@@ -187,7 +188,7 @@ async def list_jobs(
     return Response(found, headers=UNCACHED)
 
 
-@get("/api/jobs/{job_id:str}", tags=["jobs"], responses=responses(JobEntry, has_etag=False))
+@get("/{job_id:str}", responses=responses(JobEntry, has_etag=False))
 async def read_job(desk: NamedDependency[Desk], job_id: FromPath[str]) -> Response[JobEntry]:
     """One job, by the id of a request or by its key."""
     request, job = await control.find(desk.link.bus(), _identifier(job_id))
@@ -196,7 +197,7 @@ async def read_job(desk: NamedDependency[Desk], job_id: FromPath[str]) -> Respon
     return Response(entry(job_id, request=request, job=job), headers=UNCACHED)
 
 
-@delete("/api/jobs/{job_id:str}", status_code=200, tags=["jobs"], responses=responses(Answer, has_etag=False))
+@delete("/{job_id:str}", status_code=200, responses=responses(Answer, has_etag=False))
 async def cancel_job(
     request: Request[Any, Any, Any], desk: NamedDependency[Desk], job_id: FromPath[str]
 ) -> Response[Answer]:
@@ -248,7 +249,7 @@ _SAME: Final = tuple(
 
 def routes() -> list[ControllerRouterHandler]:
     """The handlers of this module."""
-    return [ask, list_jobs, read_job, cancel_job]
+    return [Router("/api/jobs", tags=["jobs"], route_handlers=[ask, list_jobs, read_job, cancel_job])]
 
 
 def _checked(body: bytes, settings: Settings) -> tuple[str, bytes]:

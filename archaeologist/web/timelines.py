@@ -51,11 +51,16 @@ class Choice(NamedTuple):
             ParameterInvalid: A list is too long, or a field is not one of the block's.
         """
         chosen = _names("fields", fields)
-        known = [field.name for field in msgspec.structs.fields(layer) if field.name not in ALWAYS]
+        known = fields_of(layer)
         if unknown := [name for name in chosen or () if name not in known]:
             msg = f"fields={unknown[0][:100]!r} is not known; use some of: {', '.join(known)}"
             raise ParameterInvalid(msg)
         return cls(_names("layers", layers), chosen, first_step, last_step)
+
+
+def fields_of(layer: type[msgspec.Struct]) -> tuple[str, ...]:
+    """The fields of a block that can be chosen."""
+    return tuple(field.name for field in msgspec.structs.fields(layer) if field.name not in ALWAYS)
 
 
 def part(timeline: Timeline, choice: Choice) -> dict[str, Any]:
