@@ -3,8 +3,9 @@
 ``python -m tests.benchmarks.activations [--large] [--layers N] [--tokens 1024] [--rounds 3] [--only-ours]``, in
 the shape of Qwen3-0.6B, or of Qwen3-4B, of which both approaches together do not fit in 24 GB. The specification's
 approach does the same work with both models loaded whole (its sections 5.3 and 5.4): norms, drift, a pass a probe with
-hooks on the layers, ``torch.quantile``, and the divergence of the logits. Everything runs in fresh processes; times are
-of whole processes. Nothing is asserted.
+hooks on the layers, ``torch.quantile``, and what the artifact has beyond the specification, the way one would write it
+in float32: effective rank, CKA, the divergences of the logits. Everything runs in fresh processes; times are of whole
+processes. Nothing is asserted.
 """
 
 import argparse
@@ -51,24 +52,51 @@ for model, store in zip(models, kept):
     for name, module in model.named_modules():
         if "layers." in name and name.count(".") == 2:
             module.register_forward_hook(keep(store, name))
-total, divergences = 0, []
+total, outputs = 0, []
 with torch.no_grad():
     for line in open(probes):
         if total >= limit:
             break
         inputs = tokenizer(json.loads(line)["text"], return_tensors="pt", truncation=True, max_length=512)
-        logits = [model(**inputs).logits[0].float() for model in models]
-        logs = [torch.log_softmax(values, dim=-1) for values in logits]
-        divergences.append(torch.nn.functional.kl_div(logs[0], logs[1], log_target=True, reduction="batchmean").item())
+        mine, theirs = [torch.log_softmax(model(**inputs).logits[0].float(), dim=-1) for model in models]
+        middle = torch.logaddexp(mine, theirs) - 0.6931471805599453
+        ids = inputs["input_ids"][0]
+        outputs.append([
+            torch.nn.functional.kl_div(mine, theirs, log_target=True, reduction="batchmean").item(),
+            ((mine.exp() * (mine - middle) + theirs.exp() * (theirs - middle)).sum(-1) / 2).mean().item(),
+            (mine.argmax(-1) == theirs.argmax(-1)).float().mean().item(),
+            *(-(logs.exp() * logs).sum(-1).mean().item() for logs in (mine, theirs)),
+            *(-logs[:-1].gather(1, ids[1:, None]).mean().item() for logs in (mine, theirs)),
+        ])
         total += inputs["input_ids"].shape[1]
+
+def distribution(values):
+    parts = [values[start : start + 2**24] for start in range(0, len(values), 2**24)]
+    found = [values.mean().item(), values.std().item(), values.max().item(), values.min().item()]
+    found.append((((values - values.mean()) / values.std()) ** 4).mean().item() - 3)
+    found += [torch.quantile(part, q).item() for part in parts for q in (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)]
+    return [*found, (values == 0).float().mean().item()]
+
+def hsic(a, b):
+    n = len(a)
+    whole = (a * b).sum() + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 * (a.sum(0) @ b.sum(0)) / (n - 2)
+    return (whole / (n * (n - 3))).item()
+
 found = {}
 for name, parts in kept[0].items():
-    values = torch.cat([part.flatten() for part in parts])
-    parted = [values.float()[start : start + 2**24] for start in range(0, len(values), 2**24)]
-    found[name] = [values.mean().item(), values.std().item(), values.max().item(), values.min().item()]
-    found[name] += [torch.quantile(part, q).item() for part in parted for q in (0.01, 0.99)]
-    found[name].append((values == 0).float().mean().item())
-print(json.dumps({"tokens": total, "layers": len(found), "kl": sum(divergences) / len(divergences)}))
+    mine, theirs = [torch.cat([part[0, 1:] for part in store[name]]).float() for store in kept]
+    found[name] = distribution(mine.flatten())
+    found[name] += distribution(torch.cat([part[0, 0] for part in parts]).float())
+    found[name] += [mine.norm(dim=1).mean().item(), mine.var(dim=0).mean().item()]
+    sample = torch.linspace(0, len(mine) - 1, 512).round().long()
+    sigmas = torch.linalg.svdvals(mine[sample])
+    shares = sigmas / sigmas.sum()
+    units = torch.nn.functional.normalize(mine, dim=1).sum(0)
+    found[name] += [(-(shares * shares.log()).sum()).exp().item(), (units @ units).item()]
+    grams = [(side[sample] - side[sample].mean(0)) for side in (mine, theirs)]
+    grams = [(gram @ gram.T).fill_diagonal_(0) for gram in grams]
+    found[name].append(hsic(*grams) / (hsic(grams[0], grams[0]) * hsic(grams[1], grams[1])) ** 0.5)
+print(json.dumps({"tokens": total, "layers": len(found), "kl": sum(output[0] for output in outputs) / len(outputs)}))
 """
 
 
