@@ -218,11 +218,13 @@ class Side:
             stepper = Stepper.running()
             if stepper is None:
                 return
-            number, magnitudes = self._number(stepper), arguments[0].abs()
+            number, values = self._number(stepper), arguments[0]
             mask = self._batches[number].attention_mask
-            if mask is not None:
-                magnitudes.masked_fill_(mask.to(self.device)[..., None] == 0, 0)
-            self._outputs.setdefault(name, {})[number] = magnitudes.amax(dim=(0, 1))
+            lengths = [values.shape[1]] * len(values) if mask is None else mask.sum(dim=1).tolist()
+            # A sequence at a time, without its padding: magnitudes of all would take as much memory as the values.
+            rows = [row[:length] for row, length in zip(values, lengths, strict=True)]
+            largest = [torch.maximum(row.amax(dim=0), -row.amin(dim=0)) for row in rows]
+            self._outputs.setdefault(name, {})[number] = torch.stack(largest).amax(dim=0)
 
         return measure
 
