@@ -232,6 +232,12 @@ class ArtifactMissing(PermanentError):
     code = "artifact_missing"
 
 
+class ArchiveUnavailable(TemporaryError):
+    """The WARM root is not mounted, or somebody else is archiving the campaign; what is archived is not lost."""
+
+    code = "archive_unavailable"
+
+
 class CampaignMissing(PermanentError):
     """No campaign of this name has a folder."""
 

@@ -136,6 +136,16 @@ class GpuSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     when_full: Literal["cpu", "wait"] = "cpu"
 
 
+class ArchiveSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where older artifacts move to."""
+
+    warm_root: str | None = None
+    """None: nothing is archived."""
+    after_days: Annotated[float, Meta(ge=0, le=36_500)] = 7.0
+    daily: bool = True
+    """The daemon archives every campaign once a day."""
+
+
 class JobTypeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Limits of one job type."""
 
@@ -249,6 +259,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     activations: ActivationSettings = ActivationSettings()
     gpu: GpuSettings = GpuSettings()
     jobs: JobsSettings = JobsSettings()
+    archive: ArchiveSettings = ArchiveSettings()
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     web: WebSettings = WebSettings()
     log: LogSettings = LogSettings()

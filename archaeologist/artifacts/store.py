@@ -16,8 +16,9 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec import Struct
 
-from archaeologist.errors import ArtifactInvalid, ArtifactMissing, ArtifactUnwritable
-from archaeologist.files import locked, read_bounded
+from archaeologist.artifacts.storage import archived_owner, archived_path, is_stored, read_stored
+from archaeologist.errors import ArchiveUnavailable, ArtifactInvalid, ArtifactMissing, ArtifactUnwritable
+from archaeologist.files import locked
 from contracts.artifacts import ARTIFACT_VERSION, Artifact, LayerDrift, LayerStats
 
 MAX_ARTIFACT_BYTES: Final = 256_000_000
@@ -75,7 +76,7 @@ def write_whole(path: Path, content: bytes) -> str:
     except OSError as error:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     return hashlib.sha256(content).hexdigest()
 
 
@@ -100,22 +101,28 @@ def put_in_place(temporary: Path, final: Path, *, superseded_folder: Path | None
                 if superseded_folder is not None:
                     _keep_aside(temporary, final, superseded_folder)
                 temporary.replace(final)
-            elif not final.exists():
+            elif not is_stored(final):
                 msg = f"neither {str(temporary)!r} nor {str(final)!r} is there; request the analysis again with force"
                 raise ArtifactMissing(msg)
             os.fsync(folder)
+            if final.exists():
+                # Of the artifact that was replaced, kept aside by now; or of this one, whose archiving died half-way.
+                archived_path(final).unlink(missing_ok=True)
     except OSError as error:
-        raise _unwritable(final, error) from error
+        raise unwritable(final, error) from error
     if superseded_folder is not None and (owner := _owner(final)):
         # It owns its path again: an earlier run's copy would be a second one under the same key.
-        (superseded_folder / f"{owner}.json").unlink(missing_ok=True)
+        copy = superseded_folder / f"{owner}.json"
+        copy.unlink(missing_ok=True)
+        archived_path(copy).unlink(missing_ok=True)
 
 
 def _keep_aside(temporary: Path, final: Path, superseded_folder: Path) -> None:
     """Keeps what another job left at the final path; the path itself stays as it is."""
-    if not os.path.lexists(final):
+    file = final if os.path.lexists(final) else archived_path(final)
+    if not os.path.lexists(file):
         return
-    owner = _owner(final)
+    owner = _owner(final) if file == final else archived_owner(final) or _owner(final)
     if owner is not None and owner == _owner(temporary):
         return
     if owner is None and not final.is_relative_to(superseded_folder.parent):
@@ -123,8 +130,13 @@ def _keep_aside(temporary: Path, final: Path, superseded_folder: Path) -> None:
         raise ArtifactUnwritable(msg)
     superseded_folder.mkdir(parents=True, exist_ok=True)
     with locked(superseded_folder) as folder:
-        name = owner or f"unreadable-{_digest(final)}"
-        _copy(final.resolve(), superseded_folder / f"{name}.json")
+        if file != final:
+            # The link itself, whether or not the WARM root is there.
+            aside = superseded_folder / f"{owner or f'unreadable-{file.lstat().st_ino}'}.json"
+            _copy(file, archived_path(aside))
+        else:
+            name = owner or f"unreadable-{_digest(final)}"
+            _copy(final.resolve(), superseded_folder / f"{name}.json")
         os.fsync(folder)
 
 
@@ -160,13 +172,14 @@ def _digest(path: Path) -> str:
 def _owner(path: Path) -> str | None:
     """The job whose artifact a file is; None where it is none."""
     try:
-        key = msgspec.json.decode(read_bounded(path.resolve(), MAX_ARTIFACT_BYTES), type=_Peek).job_key
-    except (OSError, ValueError, RecursionError):
+        key = msgspec.json.decode(read_stored(path, MAX_ARTIFACT_BYTES), type=_Peek).job_key
+    except (OSError, ValueError, RecursionError, RuntimeError, ArchiveUnavailable):
         return None
     return key if _KEY.fullmatch(key) else None
 
 
-def _unwritable(path: Path, error: OSError) -> ArtifactUnwritable:
+def unwritable(path: Path, error: OSError) -> ArtifactUnwritable:
+    """The system's refusal to write a file, with its remedy."""
     remedies = {
         errno.ENOSPC: "free space on its disk",
         errno.EDQUOT: "raise the user's quota",
@@ -187,6 +200,7 @@ def read_layer_stats(path: Path) -> LayerStats:
     Raises:
         ArtifactMissing: No file is there.
         ArtifactInvalid: It is not such an artifact, or of a later version.
+        ArchiveUnavailable: It is archived, and the WARM root cannot be reached.
     """
     return _decode(path, _read(path), LayerStats)
 
@@ -197,6 +211,7 @@ def read_layer_drift(path: Path) -> LayerDrift:
     Raises:
         ArtifactMissing: No file is there.
         ArtifactInvalid: It is not such an artifact, or of a later version.
+        ArchiveUnavailable: It is archived, and the WARM root cannot be reached.
     """
     return _decode(path, _read(path), LayerDrift)
 
@@ -219,6 +234,7 @@ def read_artifact(path: Path) -> Artifact:
     Raises:
         ArtifactMissing: No file is there.
         ArtifactInvalid: It is not an artifact, or of a later version.
+        ArchiveUnavailable: It is archived, and the WARM root cannot be reached.
     """
     raw = _read(path)
     peek = _peek(path, raw)
@@ -229,7 +245,7 @@ def read_artifact(path: Path) -> Artifact:
 
 def _read(path: Path) -> bytes:
     try:
-        return read_bounded(path.resolve(strict=True), MAX_ARTIFACT_BYTES)
+        return read_stored(path, MAX_ARTIFACT_BYTES)
     except FileNotFoundError as error:
         msg = f"artifact {str(path)!r} is not there; request the analysis"
         raise ArtifactMissing(msg) from error

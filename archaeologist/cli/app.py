@@ -14,7 +14,20 @@ from typing import Annotated, Final
 import typer
 
 import archaeologist
-from archaeologist.cli import analyze, bus, demo, doctor, documents, jobs, log, report, request, service, summarize
+from archaeologist.cli import (
+    analyze,
+    archive,
+    bus,
+    demo,
+    doctor,
+    documents,
+    jobs,
+    log,
+    report,
+    request,
+    service,
+    summarize,
+)
 from archaeologist.errors import ArchaeologistError, UsageError
 
 FAILED: Final = 1
@@ -41,6 +54,7 @@ app.command()(request.request)
 app.command()(log.log)
 app.add_typer(jobs.app, name="jobs")
 app.command()(summarize.summarize)
+app.command()(archive.archive)
 app.command()(report.report)
 app.command()(service.up)
 app.command()(service.daemon)

@@ -24,7 +24,7 @@ def report(
 
     from archaeologist.artifacts.store import put_in_place, write_whole
     from archaeologist.cli import console
-    from archaeologist.cli.summarize import named_campaign
+    from archaeologist.cli.campaigns import named_campaign
     from archaeologist.errors import UsageError
     from archaeologist.report.browser import find_browser, screenshot
     from archaeologist.report.campaign import read_campaign

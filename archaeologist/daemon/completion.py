@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import structlog
 
 from archaeologist.artifacts.paths import CampaignFolder
+from archaeologist.artifacts.storage import is_stored
 from archaeologist.artifacts.store import put_in_place, remove_temporaries, temporary_path
 from archaeologist.bus.connection import Bus
 from archaeologist.bus.log import find_message
@@ -108,7 +109,7 @@ class Completion:
             put_in_place(where.temporary_sketch, where.sketch, superseded_folder=None)
         if where.temporary_artifact.exists():
             put_in_place(where.temporary_artifact, where.artifact, superseded_folder=where.superseded.parent)
-        return where.artifact.exists() or where.superseded.exists()
+        return is_stored(where.artifact) or is_stored(where.superseded)
 
     def _folder(self, job: Job) -> CampaignFolder:
         return CampaignFolder.of(self._settings.root_path, job.hero_id, job.campaign_id)

@@ -14,6 +14,7 @@ from archaeologist import tasks
 from archaeologist.bus.connection import Bus, connected, subscribe_core
 from archaeologist.bus.consumer import consume
 from archaeologist.bus.topology import ensure
+from archaeologist.daemon.archiving import archive_daily
 from archaeologist.daemon.books import Books
 from archaeologist.daemon.completion import Completion
 from archaeologist.daemon.executor import Executor
@@ -68,6 +69,7 @@ async def _serve(bus: Bus, settings: Settings, stop: asyncio.Event) -> None:
         listen(subjects.REQUESTS, subjects.INTAKE_REQUESTS),
         work(),
         _sweep(reconciliation, stop),
+        archive_daily(settings, stop),
         _end_with(bus, done),
         watch(lambda: executor.ticked_at, done),
     )

@@ -10,7 +10,7 @@ from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.artifacts.store import read_layer_stats
 from archaeologist.demo.processes import DemoFailed
 from archaeologist.demo.skills import SKILLS
-from archaeologist.errors import ArtifactInvalid, ArtifactMissing
+from archaeologist.errors import ArchiveUnavailable, ArtifactInvalid, ArtifactMissing
 from contracts.artifacts import LayerStats
 from contracts.records import CampaignRecord, SeenCheckpoint
 
@@ -44,7 +44,7 @@ def gather(record: CampaignRecord, folder: CampaignFolder) -> list[Finding]:
         path = folder.layer_stats(announced.step)
         try:
             findings.append(Finding(announced, read_layer_stats(path), path))
-        except (ArtifactInvalid, ArtifactMissing) as error:
+        except (ArchiveUnavailable, ArtifactInvalid, ArtifactMissing) as error:
             msg = f"the artifact of checkpoint {announced.step} is not as it must be: {error}"
             raise DemoFailed(msg) from error
     return findings

@@ -15,7 +15,8 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from archaeologist.files import read_bounded
+from archaeologist.artifacts.storage import read_stored, stored
+from archaeologist.errors import ArchiveUnavailable
 from archaeologist.statistics import collapse
 from archaeologist.statistics.collapse import Broken, Reading
 from contracts.artifacts import ARTIFACT_VERSION, Alert, LayerStats, OutputStats
@@ -49,8 +50,8 @@ def judge(artifact: LayerStats, *, folders: Iterable[Path]) -> Judgement:
     unreadable: list[str] = []
     for path in _earlier(folders, artifact.checkpoint_step):
         try:
-            found = msgspec.json.decode(read_bounded(path.resolve(), MAX_BYTES), type=_Health)
-        except (OSError, ValueError, RecursionError, RuntimeError):
+            found = msgspec.json.decode(read_stored(path, MAX_BYTES), type=_Health)
+        except (OSError, ValueError, RecursionError, RuntimeError, ArchiveUnavailable):
             unreadable.append(path.name)
             continue
         if found.is_before(artifact):
@@ -71,7 +72,7 @@ def _earlier(folders: Iterable[Path], step: int) -> list[Path]:
 
 def _files(folder: Path) -> list[Path]:
     try:
-        return list(folder.iterdir())
+        return [folder / name for name, _ in stored(folder)]
     except OSError:
         return []
 

@@ -19,7 +19,13 @@ from msgspec import Struct
 
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.artifacts.store import put_in_place, read_layer_stats, write_whole
-from archaeologist.errors import ArchaeologistError, ArtifactInvalid, ArtifactUnwritable, SummariesLate
+from archaeologist.errors import (
+    ArchaeologistError,
+    ArchiveUnavailable,
+    ArtifactInvalid,
+    ArtifactUnwritable,
+    SummariesLate,
+)
 from archaeologist.summaries import sources, store
 from archaeologist.summaries.extract import Extract, extract
 from archaeologist.summaries.intervals import Pair, consecutive, estimates_needed
@@ -77,8 +83,10 @@ def _brought_up_to_date(folder: CampaignFolder, *, until: float | None, is_fresh
             if known.inputs == (digest := inputs.digest()) and sources.is_current(folder):
                 return Outcome(len(_extracts(known)), 0, _problems(known), is_changed=False)
             outcome, fresh = _summarized(folder, inputs, known, until=until)
-            store.save(folder.summaries, msgspec.structs.replace(fresh, inputs=digest))
-            sources.mark(folder, digest)
+            # What is archived where nothing answers now is asked for again: no file here changes when it is back.
+            kept = "" if any(one.code == ArchiveUnavailable.code for one in _problems(fresh)) else digest
+            store.save(folder.summaries, msgspec.structs.replace(_without_unreachable(fresh), inputs=kept))
+            sources.mark(folder, kept)
             return outcome
     except OSError as error:
         msg = f"summaries in {str(folder.summaries)!r} cannot be written: {error.strerror or error}; check their disk"
@@ -224,6 +232,12 @@ def _extracts(known: Store) -> dict[int, Extract]:
     """By step, ascending."""
     found = [entry.extract for entry in known.entries.values() if entry.extract]
     return {one.step: one for one in sorted(found, key=lambda one: one.step)}
+
+
+def _without_unreachable(fresh: Store) -> Store:
+    entries = fresh.entries.items()
+    kept = {name: one for name, one in entries if one.problem is None or one.problem.code != ArchiveUnavailable.code}
+    return msgspec.structs.replace(fresh, entries=kept)
 
 
 def _problems(known: Store) -> tuple[LeftOut, ...]:

@@ -6,16 +6,18 @@ asks here whether there is anything to do.
 
 import contextlib
 import hashlib
-import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import msgspec
 
 import archaeologist
 from archaeologist.artifacts.paths import CampaignFolder
+from archaeologist.artifacts.storage import sign, stored
+
+if TYPE_CHECKING:
+    import os
 
 FORMAT: Final = 2
 """Raised whenever an extract, a summary or what is computed from a sketch changes its meaning."""
@@ -84,48 +86,36 @@ def _marked(folder: CampaignFolder) -> str | None:
 def artifacts(folder: CampaignFolder) -> list[Source]:
     """The campaign's ``layer_stats`` artifacts by step; last, those with a wrong name."""
     found = []
-    for entry, name in _entries(folder.layer_stats(0).parent):
+    for name, entry in stored(folder.layer_stats(0).parent):
         match = _ARTIFACT.fullmatch(name)
         if match is None:
             continue
         step = int(match[1])
         is_ours = match[1] == f"{step:06d}"
-        if sign := _signature(entry):
-            found.append(Source(name, step if is_ours else None, sign))
+        if of_entry := _signature(entry, is_archived=entry.name != name):
+            found.append(Source(name, step if is_ours else None, of_entry))
     return sorted(found, key=lambda source: (source.step is None, source.step or 0, source.name))
 
 
 def sketches(folder: CampaignFolder) -> dict[str, str]:
     """The signature of each file in the campaign's folder of sketches, by name."""
-    entries = _entries(folder.sketch(0).parent)
-    return {name: sign for entry, name in entries if name.endswith(".safetensors") and (sign := _signature(entry))}
+    entries = stored(folder.sketch(0).parent)
+    ours = [entry for name, entry in entries if entry.name == name and name.endswith(".safetensors")]
+    return {entry.name: of_entry for entry in ours if (of_entry := _signature(entry))}
 
 
 def signature(path: Path) -> str | None:
     """The signature of one file; None where there is none."""
     try:
-        return _sign(path.stat())
+        return sign(path.stat())
     except OSError:
         return None
 
 
-def _entries(folder: Path) -> Iterator[tuple["os.DirEntry[str]", str]]:
+def _signature(entry: "os.DirEntry[str]", *, is_archived: bool = False) -> str | None:
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    yield entry, entry.name
-    except (FileNotFoundError, NotADirectoryError):
-        return
-
-
-def _signature(entry: "os.DirEntry[str]") -> str | None:
-    try:
-        return _sign(entry.stat())
+        # Of an archived one the link counts: what is known of it stays known while the WARM root is away.
+        return sign(entry.stat(follow_symlinks=not is_archived))
     except FileNotFoundError:
         # Replaced or moved away while the folder was being read, or a link that leads nowhere.
         return None if not entry.is_symlink() else "dangling"
-
-
-def _sign(status: os.stat_result) -> str:
-    return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from archaeologist.artifacts.paths import CampaignFolder
+from archaeologist.artifacts.storage import archived_path, stored
 from archaeologist.artifacts.store import read_layer_stats, temporary_path, write_whole
 from archaeologist.checkpoints import pins
 from archaeologist.checkpoints.fingerprint import fingerprint
@@ -25,6 +26,8 @@ MOST_OPERATIONS = 100
 DYING = """
 import json, os, sys
 from pathlib import Path
+from archaeologist.artifacts.archive import Rule, archive
+from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.artifacts.store import put_in_place
 from archaeologist.checkpoints.pins import pin, unpin
 
@@ -124,6 +127,61 @@ def test_at_every_death_a_reader_finds_the_old_artifact_or_the_new_one(tmp_path:
         if status == 0:
             return
     pytest.fail(f"more than {MOST_OPERATIONS} operations")
+
+
+def archiving(root: Path) -> tuple[CampaignFolder, str]:
+    """A campaign with two artifacts, and the call that archives them."""
+    folder = CampaignFolder.of(root / "hot", "hero", "campaign")
+    (root / "warm" / "campaigns").mkdir(parents=True)
+    for step in (100, 200):
+        write_whole(folder.layer_stats(step), encode(layer_stats(f"key{step}", step=step)))
+    rule = f"Rule(warm_root=Path({str(root / 'warm')!r}), before=1e12, allowed=(Path({str(root)!r}),))"
+    return folder, f"archive(CampaignFolder.of(Path({str(root / 'hot')!r}), 'hero', 'campaign'), {rule})"
+
+
+def test_artifacts_are_archived_after_a_death_at_any_point_and_always_read(tmp_path: Path, run: Run) -> None:
+    for operations in range(MOST_OPERATIONS):
+        folder, call = archiving(tmp_path / str(operations))
+        status = run(call, operations)
+        place = folder.layer_stats(0).parent
+        assert sorted(name for name, _ in stored(place)) == [folder.layer_stats(step).name for step in (100, 200)]
+        for step in (100, 200):
+            assert read_layer_stats(folder.layer_stats(step)) == layer_stats(f"key{step}", step=step)
+        assert run(call, MOST_OPERATIONS) == 0
+        links = [archived_path(folder.layer_stats(step)) for step in (100, 200)]
+        assert sorted(place.iterdir()) == links
+        assert sorted(path.read_bytes() for path in links) == sorted(
+            path.read_bytes() for path in (tmp_path / str(operations) / "warm").rglob("*.gz")
+        )
+        assert list((tmp_path / str(operations)).rglob("*.tmp")) == []
+        if status == 0:
+            assert operations > 20
+            return
+    pytest.fail(f"more than {MOST_OPERATIONS} operations")
+
+
+def test_an_archived_artifact_is_superseded_after_a_death_at_any_point(tmp_path: Path, run: Run) -> None:
+    folders: list[CampaignFolder] = []
+
+    def prepare(operations: int) -> str:
+        folder, call = archiving(tmp_path / str(operations))
+        folders.append(folder)
+        assert run(call, MOST_OPERATIONS) == 0
+        final = folder.layer_stats(100)
+        temporary = temporary_path(final, "new", 1)
+        write_whole(temporary, encode(layer_stats("new")))
+        aside = folder.superseded("x").parent
+        return f"put_in_place(Path({str(temporary)!r}), Path({str(final)!r}), superseded_folder=Path({str(aside)!r}))"
+
+    def check() -> None:
+        folder = folders[-1]
+        assert read_layer_stats(folder.layer_stats(100)) == layer_stats("new")
+        assert read_layer_stats(folder.superseded("key100")) == layer_stats("key100")
+        names = [name for place in ("layer_stats", "superseded") for name, _ in stored(folder.analysis / place)]
+        assert sorted(names) == ["ckpt-000100.layer_stats.json", "ckpt-000200.layer_stats.json", "key100.json"]
+        assert not archived_path(folder.layer_stats(100)).is_symlink()
+
+    run_with_every_death(run, prepare, check)
 
 
 def test_a_pin_is_whole_or_not_there_after_a_death_at_any_point(tmp_path: Path, run: Run) -> None:

@@ -1,6 +1,7 @@
 """A checkpoint judged against artifact files as they lie in a campaign's folder."""
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from archaeologist.artifacts.archive import Rule, archive
+from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.excavation import judgement
 from archaeologist.excavation.judgement import judge
 from contracts.artifacts import (
@@ -242,3 +245,20 @@ def test_the_campaigns_folder_counts_beside_the_artifacts_own(folder: Path, tmp_
         put(own, artifact(step))
     assert {alert.checkpoints for alert in judge(ILL, folders=[own]).alerts} <= {2}
     assert {alert.checkpoints for alert in judge(ILL, folders=[own, folder]).alerts} == {9}
+
+
+def test_archived_artifacts_judge_as_before_and_those_out_of_reach_are_counted(tmp_path: Path) -> None:
+    campaign = CampaignFolder.of(tmp_path, "hero", "campaign")
+    folder = campaign.layer_stats(0).parent
+    folder.mkdir(parents=True)
+    for step in range(10, 90, 10):
+        put(folder, artifact(step))
+    before = judge(ILL, folders=[folder])
+    assert families(ILL, folder) == CRITICAL
+    warm = tmp_path / "warm"
+    (warm / "campaigns").mkdir(parents=True)
+    rule = Rule(warm_root=warm, before=time.time() + 60, allowed=(tmp_path,))
+    assert archive(campaign, rule).archived == 8
+    assert judge(ILL, folders=[folder]) == before
+    warm.rename(tmp_path / "away")
+    assert "8 earlier artifacts are unreadable" in judge(ILL, folders=[folder]).warnings[0]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from archaeologist.artifacts.archive import Rule, archive
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.errors import ArtifactUnwritable, SummariesLate
 from archaeologist.summaries import chronicle, store
@@ -328,3 +329,44 @@ def test_numbers_that_overflow_or_are_null_stay_null(folder: CampaignFolder) -> 
     update(folder)
     layer = timeline(folder).layers["model.layers.0"]
     assert (layer.drift_l2, layer.relative_l2) == ((None,), (1.7e308,))
+
+
+def archived(folder: CampaignFolder) -> Path:
+    """The WARM root, once everything is archived."""
+    warm = folder.root / "warm"
+    (warm / "campaigns").mkdir(parents=True)
+    report = archive(folder, Rule(warm_root=warm, before=time.time() + 60, allowed=(folder.root,)))
+    assert (report.archived, report.error) == (len(STEPS), None)
+    return warm
+
+
+def test_archived_artifacts_give_the_same_summaries_byte_for_byte(folder: CampaignFolder) -> None:
+    put_all(folder, {step: weights(step) for step in STEPS})
+    before = built_anew(folder)
+    archived(folder)
+    assert not is_current(folder)
+    assert update(folder).checkpoints == len(STEPS)
+    assert is_current(folder)
+    assert summaries(folder) == before == built_anew(folder)
+
+
+def test_what_is_known_stays_while_the_warm_root_is_away_and_the_rest_comes_back_with_it(
+    folder: CampaignFolder,
+) -> None:
+    put_all(folder, {step: weights(step) for step in STEPS})
+    warm = archived(folder)
+    before = built_anew(folder)
+    warm.rename(warm.with_name("away"))
+    put(folder, 500, weights(500))
+    assert update(folder).checkpoints == 5
+    outcome = rebuild(folder)
+    assert outcome.checkpoints == 1
+    assert {problem.code for problem in outcome.left_out} == {"archive_unavailable"}
+    assert not is_current(folder)
+    warm.with_name("away").rename(warm)
+    assert update(folder).checkpoints == 5
+    assert is_current(folder)
+    folder.layer_stats(500).unlink()
+    folder.sketch(500).unlink()
+    update(folder)
+    assert summaries(folder) == before
