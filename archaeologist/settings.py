@@ -300,6 +300,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Folders under which every path from the bus or HTTP must lie."""
         return (self.root_path, *(Path(folder).expanduser().resolve() for folder in self.allowed))
 
+    @property
+    def artifact_roots(self) -> tuple[Path, ...]:
+        """Folders under which every artifact must lie that is shown: the WARM root too."""
+        warm = self.archive.warm_root
+        return (*self.allowed_roots, *([Path(warm).expanduser().resolve()] if warm else []))
+
     def policy_for(self, hero_id: str, campaign_id: str) -> PolicySettings:
         """The policy with the hero's and then the campaign's overrides."""
         policy = self.policy

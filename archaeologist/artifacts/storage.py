@@ -41,6 +41,12 @@ def archived_owner(path: Path) -> str | None:
     return found[1] if found else None
 
 
+def standing(path: Path) -> Path:
+    """The file that stands for an artifact: itself, or what is in its place once it is archived."""
+    archived = archived_path(path)
+    return archived if not os.path.lexists(path) and os.path.lexists(archived) else path
+
+
 def is_stored(path: Path) -> bool:
     """Whether an artifact is there, HOT or WARM, reachable or not."""
     return path.exists() or os.path.lexists(archived_path(path))

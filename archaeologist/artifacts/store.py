@@ -222,6 +222,7 @@ def read_checked(path: Path, kind: type[ArtifactType]) -> bytes:
     Raises:
         ArtifactMissing: No file is there.
         ArtifactInvalid: It is not such an artifact, or of a later version.
+        ArchiveUnavailable: It is archived, and the WARM root cannot be reached.
     """
     raw = _read(path)
     _decode(path, raw, kind)

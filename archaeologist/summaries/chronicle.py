@@ -83,9 +83,8 @@ def _brought_up_to_date(folder: CampaignFolder, *, until: float | None, is_fresh
             if known.inputs == (digest := inputs.digest()) and sources.is_current(folder):
                 return Outcome(len(_extracts(known)), 0, _problems(known), is_changed=False)
             outcome, fresh = _summarized(folder, inputs, known, until=until)
-            # What is archived where nothing answers now is asked for again: no file here changes when it is back.
-            kept = "" if any(one.code == ArchiveUnavailable.code for one in _problems(fresh)) else digest
-            store.save(folder.summaries, msgspec.structs.replace(_without_unreachable(fresh), inputs=kept))
+            kept = "" if any(map(_is_out_of_reach, fresh.entries.values())) else digest
+            store.save(folder.summaries, msgspec.structs.replace(fresh, inputs=kept))
             sources.mark(folder, kept)
             return outcome
     except OSError as error:
@@ -119,7 +118,7 @@ def _with_artifacts(folder: CampaignFolder, inputs: Inputs, known: Store, *, unt
     entries: dict[str, Entry] = {}
     for source in inputs.artifacts:
         entry = known.entries.get(source.name)
-        if entry is not None and entry.signature == source.signature:
+        if entry is not None and entry.signature == source.signature and not _is_out_of_reach(entry):
             entries[source.name] = entry
         elif until is None or time.monotonic() <= until:
             entries[source.name] = _read(folder, source)
@@ -234,10 +233,9 @@ def _extracts(known: Store) -> dict[int, Extract]:
     return {one.step: one for one in sorted(found, key=lambda one: one.step)}
 
 
-def _without_unreachable(fresh: Store) -> Store:
-    entries = fresh.entries.items()
-    kept = {name: one for name, one in entries if one.problem is None or one.problem.code != ArchiveUnavailable.code}
-    return msgspec.structs.replace(fresh, entries=kept)
+def _is_out_of_reach(entry: Entry) -> bool:
+    """Whether it is archived where nothing answered: no file of the campaign changes when that is back."""
+    return entry.problem is not None and entry.problem.code == ArchiveUnavailable.code
 
 
 def _problems(known: Store) -> tuple[LeftOut, ...]:

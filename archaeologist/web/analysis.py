@@ -13,7 +13,9 @@ from litestar.params import PathParameter, QueryParameter
 from litestar.types import ControllerRouterHandler
 from msgspec import Struct
 
+from archaeologist.artifacts import storage
 from archaeologist.artifacts.paths import CampaignFolder
+from archaeologist.artifacts.storage import standing
 from archaeologist.artifacts.store import read_checked
 from archaeologist.errors import ArtifactMissing, CampaignMissing
 from archaeologist.paths import resolve_under
@@ -246,7 +248,7 @@ def list_layer_drift(
     return respond(
         request,
         library.shelf,
-        ("drifts", str(source), signature(source), limit, offset),
+        ("drifts", str(source), signature(source), listings.is_warm_there(library.settings), limit, offset),
         lambda: msgspec.json.encode(listings.drifts(folder, limit=limit, offset=offset)),
     )
 
@@ -265,12 +267,12 @@ def read_layer_drift(
 
 
 def _artifact(request: Asked, library: Library, path: Path, kind: type[ArtifactType]) -> Response[bytes]:
-    found = signature(path)
+    found = storage.signature(path)
     if found is None:
         msg = f"Not found: {path.name}; request the analysis, or look at the list of those that are there"
         raise ArtifactMissing(msg)
-    inside = resolve_under(path, library.settings.allowed_roots)
-    return respond(request, library.shelf, ("file", str(path), found), lambda: read_checked(inside, kind))
+    resolve_under(standing(path), library.settings.artifact_roots)
+    return respond(request, library.shelf, ("file", str(path), found), lambda: read_checked(path, kind))
 
 
 def _timeline(

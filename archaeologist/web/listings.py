@@ -9,11 +9,11 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from archaeologist.artifacts.paths import CampaignFolder
+from archaeologist.artifacts.paths import CAMPAIGNS, CampaignFolder
+from archaeologist.artifacts.storage import SUFFIX, read_stored, signature
 from archaeologist.artifacts.store import MAX_ARTIFACT_BYTES
-from archaeologist.errors import ArtifactInvalid
-from archaeologist.files import read_bounded
-from archaeologist.web.documents import signature
+from archaeologist.errors import ArchiveUnavailable, ArtifactInvalid
+from archaeologist.settings import Settings
 from contracts.artifacts import ARTIFACT_VERSION, LeftOut
 from contracts.http import DriftEntry, DriftList, StatsEntry, StatsList
 
@@ -82,6 +82,12 @@ def stats(folder: CampaignFolder, *, limit: int, offset: int) -> StatsList:
     )
 
 
+def is_warm_there(settings: Settings) -> bool:
+    """Whether the WARM root is there now: a list with what is archived there is another one without."""
+    warm = settings.archive.warm_root
+    return warm is not None and os.path.isdir(Path(warm).expanduser() / CAMPAIGNS)  # noqa: PTH112 -- never raises
+
+
 def drifts_source(folder: CampaignFolder) -> Path:
     """The folder that ``drifts`` is made from."""
     return folder.layer_drift(0, 0).parent
@@ -94,10 +100,11 @@ def drifts(folder: CampaignFolder, *, limit: int, offset: int) -> DriftList:
     entries, left_out = [], []
     for target, base in page:
         path = folder.layer_drift(base, target)
-        head = _head(path, signature(path))
-        if isinstance(head, str):
+        try:
+            head = _found(path)
+        except (ArchiveUnavailable, ArtifactInvalid) as error:
             file = str(path.relative_to(folder.analysis))
-            left_out.append(LeftOut(file=file, code=ArtifactInvalid.code, reason=head))
+            left_out.append(LeftOut(file=file, code=error.code, reason=str(error)))
             continue
         entries.append(
             DriftEntry(
@@ -126,19 +133,31 @@ def _pairs(folder: CampaignFolder) -> list[tuple[int, int]]:
     return [(target, base) for target, base, name in found if folder.layer_drift(base, target).name == name]
 
 
-def _names(folder: Path) -> list[str]:
-    """Names in a folder; none where there is no folder."""
+def _names(folder: Path) -> set[str]:
+    """Plain names in a folder, archived or not; none where there is no folder."""
     try:
-        return os.listdir(folder)  # noqa: PTH208 -- names are enough, and there may be thousands
+        # Names are enough, and there may be thousands; one that is archived and back again has two.
+        return {name.removesuffix(SUFFIX) for name in os.listdir(folder)}  # noqa: PTH208
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        return set()
+
+
+def _found(path: Path) -> _Head:
+    found = _head(path, signature(path))
+    if isinstance(found, str):
+        raise ArtifactInvalid(found)
+    return found
 
 
 @lru_cache(maxsize=PEEKS)
-def _head(path: Path, _signature: tuple[int, ...] | None) -> "_Head | str":
-    """What the artifact's head says, or why it cannot be read; the signature makes a replaced file a new one."""
+def _head(path: Path, _signature: str | None) -> _Head | str:
+    """What the artifact's head says, or why it is none; the signature makes a replaced file a new one.
+
+    Raises:
+        ArchiveUnavailable: It is archived and out of reach, which is not kept.
+    """
     try:
-        head = msgspec.json.decode(read_bounded(path.resolve(strict=True), MAX_ARTIFACT_BYTES), type=_Head)
+        head = msgspec.json.decode(read_stored(path, MAX_ARTIFACT_BYTES), type=_Head)
     except (OSError, ValueError, RecursionError, RuntimeError) as error:
         return f"{path.name} is no artifact: {error}; move it away and request the analysis again with force"
     if head.version > ARTIFACT_VERSION:

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from litestar.types import ASGIApp
 
+from archaeologist.artifacts.archive import archive, rule_of
 from archaeologist.artifacts.paths import CampaignFolder
-from archaeologist.settings import Settings, WebSettings
+from archaeologist.settings import ArchiveSettings, Settings, WebSettings
+from archaeologist.web import listings
 from contracts.artifacts import DriftTimeline, LayerStats, StabilityReport
 from tests.fixtures.artifacts import layer_drift
 from tests.fixtures.histories import folder_in, place_whole, put, put_all
@@ -495,3 +497,39 @@ async def test_replies_are_what_the_description_says(client: httpx.AsyncClient, 
     described = description["paths"][route]["get"]["responses"][str(reply.status_code)]
     schema = described["content"]["application/json"]["schema"]
     jsonschema.validate(reply.json(), {**schema, "components": description["components"]})
+
+
+async def test_archived_artifacts_are_served_as_before_and_said_to_be_away_with_their_disk(
+    own_folder: CampaignFolder,
+) -> None:
+    own_folder.layer_drift(100, 200).parent.mkdir()
+    place_whole(own_folder.layer_drift(100, 200), msgspec.json.encode(layer_drift()))
+    warm = own_folder.root.with_name("warm")
+    (warm / "campaigns").mkdir(parents=True)
+    settings = Settings(root=str(own_folder.root), archive=ArchiveSettings(warm_root=str(warm), after_days=0))
+    one = "/api/analysis/campaign/layer_stats/100"
+    lists = ("/api/analysis/campaign/layer_stats", "/api/analysis/campaign/layer_drift")
+    paths = (one, *lists, "/api/analysis/campaign/layer_drift/100-200", "/api/analysis/campaign/drift_timeline")
+    async with asking(application(settings)) as client:
+        before = [(await client.get(path)).content for path in paths]
+        report = archive(own_folder, rule_of(settings))
+        assert (report.archived, report.error) == (len(STEPS) + 1, None)
+        assert [(await client.get(path)).content for path in paths] == before
+    warm.rename(warm.with_name("away"))
+    listings._head.cache_clear()  # as in a process that has not listed them before
+    async with asking(application(settings)) as client:
+        answer = await client.get(one)
+        assert (answer.status_code, answer.json()["code"]) == (503, "archive_unavailable")
+        assert (await client.get(lists[0])).json()["count"] == len(STEPS)
+        assert [of["code"] for of in (await client.get(lists[1])).json()["left_out"]] == ["archive_unavailable"]
+        warm.with_name("away").rename(warm)
+        assert [(await client.get(path)).content for path in paths] == before
+
+
+async def test_a_link_out_of_both_roots_in_an_archived_artifacts_place_is_refused(own_folder: CampaignFolder) -> None:
+    secret = own_folder.root.with_name("secret.json.gz")
+    secret.write_bytes(gzip.compress(own_folder.layer_stats(100).read_bytes()))
+    (own_folder.layer_stats(0).parent / "ckpt-000900.layer_stats.json.gz").symlink_to(secret)
+    async with asking(application(Settings(root=str(own_folder.root)))) as client:
+        answer = await client.get("/api/analysis/campaign/layer_stats/900")
+    assert (answer.status_code, answer.json()["code"]) == (403, "path_outside_root")
