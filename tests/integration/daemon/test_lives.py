@@ -21,7 +21,8 @@ from contracts import subjects
 from contracts.messages import AnalysisRequested, CampaignId, HeroId, RequestId, Succeeded, encode
 from contracts.records import JobRecord, RequestRecord
 from tests.fixtures import child
-from tests.integration.daemon.house import CAMPAIGN, HERO, House, of, opened, with_quick_children
+from tests.fixtures.waiting import until
+from tests.integration.daemon.house import CAMPAIGN, HERO, PATIENCE_SECONDS, House, of, opened, with_quick_children
 
 
 @pytest_asyncio.fixture
@@ -238,6 +239,8 @@ async def test_a_child_that_cannot_run_now_is_tried_again_and_counts_as_no_attem
         async with house.daemon():
             await house.request("r", checkpoint_step=100)
             started = await house.until_event(of("r", "started"))
+            # Not before the child is there, which has its fate from the environment.
+            await until(lambda: any(entry["event"] == "handed back" for entry in log), seconds=PATIENCE_SECONDS)
             monkeypatch.setenv("CHILD_FATE", "succeed")
             _, job = await house.until_ended("r")
     assert started.data["device"] == "cuda"
@@ -309,7 +312,7 @@ async def test_a_worker_that_stays_silent_past_its_lease_loses_the_job_and_says_
     house.save(100)
     async with house.daemon(name="frozen", heartbeat_seconds=1000.0, grace_seconds=30.0):
         await house.request("r", checkpoint_step=100)
-        await house.until_event(of("r", "started"))
+        await house.until_event(of("r", "progress"))  # by now the child has its seconds from the environment
         monkeypatch.setenv("CHILD_SECONDS", "0")
         async with house.daemon(name="second"):
             _, job = await house.until_ended("r")
