@@ -7,6 +7,8 @@ from msgspec import Struct
 
 SANS: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
 SERIF: Final = "'Iowan Old Style', 'Palatino Linotype', Palatino, Georgia, serif"
+FONTS: Final = f"--sans: {SANS}; --serif: {SERIF};"
+"""As variables of a style sheet."""
 
 
 class Theme(Struct, frozen=True, kw_only=True):
@@ -90,6 +92,12 @@ def template(theme: Theme) -> go.layout.Template:
             "modebar": {"color": theme.muted, "activecolor": theme.interaction, "bgcolor": "rgba(0,0,0,0)"},
         }
     )
+
+
+def variables(theme: Theme) -> str:
+    """The theme's colours as variables of a style sheet."""
+    names = ("ground", "raised", "text", "muted", "rule", "interaction", "warning", "critical")
+    return " ".join(f"--{name}: {getattr(theme, name)};" for name in names)
 
 
 def themed(figure: go.Figure, theme: Theme) -> go.Figure:

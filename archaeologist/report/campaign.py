@@ -63,10 +63,10 @@ def read_campaign(folder: CampaignFolder) -> Campaign:
     health = _summary(folder.health, HealthTimeline)
     stability = _summary(folder.stability, StabilityReport)
     skills = _summary(folder.skill_impact, SkillImpact)
-    newest = _artifacts(folder, health.checkpoints[-1:])
-    compared = _artifacts(folder, timeline.checkpoints[-MOST_ARTIFACTS:])
+    newest = artifacts(folder, health.checkpoints[-1:])
+    compared = artifacts(folder, timeline.checkpoints[-MOST_ARTIFACTS:])
     found = findings(
-        timeline, health, stability=stability, skills=skills, newest=compared[-1] if compared else _last(newest)
+        timeline, health, stability=stability, skills=skills, newest=compared[-1] if compared else last(newest)
     )
     blocks = _detailed(found, stability)
     return Campaign(
@@ -76,7 +76,7 @@ def read_campaign(folder: CampaignFolder) -> Campaign:
         health=health,
         stability=stability,
         skills=skills,
-        newest=_last(newest) or _last(compared),
+        newest=last(newest) or last(compared),
         findings=found,
         parts={block: parts_of(block, compared) for block in blocks},
         notes=(*notes, *_cut(timeline)),
@@ -116,7 +116,7 @@ def _summary(path: Path, kind: type[Summary]) -> Summary:
     return found
 
 
-def _artifacts(folder: CampaignFolder, steps: tuple[int, ...]) -> list[LayerStats]:
+def artifacts(folder: CampaignFolder, steps: tuple[int, ...]) -> list[LayerStats]:
     """Those that can be read, ascending; the summaries name the others."""
     found = []
     for step in steps:
@@ -127,7 +127,8 @@ def _artifacts(folder: CampaignFolder, steps: tuple[int, ...]) -> list[LayerStat
     return found
 
 
-def _last(found: list[LayerStats]) -> LayerStats | None:
+def last(found: list[LayerStats]) -> LayerStats | None:
+    """The newest of them."""
     return found[-1] if found else None
 
 

@@ -20,9 +20,10 @@ from archaeologist.figures.layer import detail
 from archaeologist.figures.movers import movers
 from archaeologist.figures.skills import impact, scores
 from archaeologist.figures.strata import strata
-from archaeologist.figures.themes import DARK, LIGHT, SANS, SERIF, Theme
+from archaeologist.figures.themes import DARK, FONTS, LIGHT, variables
 from archaeologist.findings.cards import cards
 from archaeologist.findings.health import measured as measured_places
+from archaeologist.findings.places import section
 from archaeologist.report import tables
 from archaeologist.report.campaign import Campaign
 from archaeologist.report.provenance import provenance
@@ -31,10 +32,6 @@ from contracts.findings import Card, Finding
 ICONS: Final = {"critical": "✕", "warning": "▲", "success": "✓", "info": "·"}
 WORDS: Final = {"critical": "Critical", "warning": "Warning", "success": "Good", "info": "Note"}
 CLASSES: Final = ("frozen", "below_resolution", "settled", "directed", "diffusive", "thrashing", "undetermined")
-HEALTH: Final = frozenset(
-    {"loss", "entropy", "kl", "anisotropy", "feature_variance", "weight_nonfinite", "alerts", "nonfinite"}
-)
-"""Metrics whose evidence is in the section on health."""
 MOST_SKILLS: Final = 8
 MOST_COLUMNS: Final = 250
 """Of the strata: eight metrics of a large model in one file of some 15 MB."""
@@ -135,30 +132,23 @@ def _figures(campaign: Campaign) -> Iterator[tuple[str, go.Figure]]:
 
 def _finding(found: Finding, campaign: Campaign) -> dict[str, Any]:
     evidence, blocks = found.evidence, list(campaign.parts)
-    metric = evidence.metric if evidence.metric in measured(campaign.timeline, campaign.health) else None
+    metrics = measured(campaign.timeline, campaign.health)
     return {
         "severity": found.severity,
         "text": found.text,
         "basis": found.basis,
-        "metric": metric,
-        "anchor": _anchor(found, blocks, metric=metric),
+        "metric": evidence.metric if evidence.metric in metrics else None,
+        "anchor": _anchor(found, blocks, metrics=metrics),
     }
 
 
-def _anchor(found: Finding, blocks: list[str], *, metric: str | None) -> str:
-    """The section that shows the finding's numbers."""
-    evidence = found.evidence
-    if found.topic == "skill":
-        return "skills"
-    if found.topic == "left_out":
-        return "provenance"
-    if found.topic in {"alert", "collapse"} or evidence.metric in HEALTH - {"kl"}:
-        return "health"
-    if evidence.metric == "stability":
-        return "movers"
-    if evidence.block in blocks:
-        return f"layer-{blocks.index(evidence.block) + 1}"
-    return "strata" if metric else "checkpoints"
+def _anchor(found: Finding, blocks: list[str], *, metrics: tuple[str, ...]) -> str:
+    """The id of the section that shows the finding's numbers."""
+    place = section(found, blocks=blocks, metrics=metrics)
+    if place == "layers":
+        assert found.evidence.block is not None  # noqa: S101 -- it is one of the blocks
+        return f"layer-{blocks.index(found.evidence.block) + 1}"
+    return place
 
 
 def _card(card: Card) -> dict[str, Any]:
@@ -181,14 +171,8 @@ def _lines(trend: tuple[float | None, ...]) -> Iterator[str]:
 
 
 def _style() -> str:
-    light = f"@media (prefers-color-scheme: light) {{ :root {{ {_variables(LIGHT)} }} }}"
-    fonts = f"--sans: {SANS}; --serif: {SERIF};"
-    return f":root {{ {fonts} {_variables(DARK)} }}\n{light}\n{_file('report.css')}"
-
-
-def _variables(theme: Theme) -> str:
-    names = ("ground", "raised", "text", "muted", "rule", "interaction", "warning", "critical")
-    return " ".join(f"--{name}: {getattr(theme, name)};" for name in names)
+    light = f"@media (prefers-color-scheme: light) {{ :root {{ {variables(LIGHT)} }} }}"
+    return f":root {{ {FONTS} {variables(DARK)} }}\n{light}\n{_file('report.css')}"
 
 
 def _policy(*scripts: str) -> str:
