@@ -3,11 +3,12 @@
 Field names of the specification's section 8 are kept; everything more is an added field. Every error is a ``Problem``.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
 
 from contracts.artifacts import Alert, LayerTotal, LeftOut
+from contracts.findings import Card, Finding
 from contracts.messages import EventError
 
 JobStatus = Literal["received", "queued", "running", "done", "failed", "cancelled", "refused", "skipped"]
@@ -111,6 +112,89 @@ class Movers(Struct, frozen=True, kw_only=True):
 
     top_movers: tuple[LayerTotal, ...]
     most_stable: tuple[LayerTotal, ...]
+
+
+class Table(Struct, frozen=True, kw_only=True):
+    """Rows of text; the first cell of each is its heading."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    """What was left out."""
+
+
+class Drawing(Struct, frozen=True, kw_only=True):
+    """A figure as plotly takes it, without a theme, and the table behind it."""
+
+    figure: dict[str, Any]
+    """``data`` and ``layout``; ``layout.meta`` says what a click means."""
+    table: Table
+    title: str = ""
+    definition: str = ""
+    """Of the metric."""
+
+
+class MetricEntry(Struct, frozen=True, kw_only=True):
+    """A number that the strata can show."""
+
+    name: str
+    title: str
+    definition: str
+
+
+class SkillEntry(Struct, frozen=True, kw_only=True):
+    """A skill, and what its sample supports."""
+
+    skill: str
+    intervals: int
+    intervals_used: int
+    supports: str
+    does_not_support: str
+    has_impact: bool
+    """Whether there is a figure of its blocks."""
+
+
+class Contents(Struct, frozen=True, kw_only=True):
+    """What there is to show of a campaign."""
+
+    hero_id: str
+    campaign_id: str
+    checkpoints: int
+    metrics: tuple[MetricEntry, ...] = ()
+    """Those that were measured, in the switch's order."""
+    blocks: tuple[str, ...] = ()
+    """From the embedding to the head."""
+    skills: tuple[SkillEntry, ...] = ()
+    has_movers: bool = False
+    has_health: bool = False
+    has_probes: bool = False
+    """Whether any checkpoint was run on probes; without, only weights were looked at."""
+    has_rounding: bool = False
+    """Whether a drift is below the resolution of the stored precision."""
+    classes: dict[str, int] = {}
+    """How many blocks move how."""
+    window: int = 0
+    """Newest checkpoints that ``classes`` is about."""
+    provenance: tuple[tuple[str, str], ...] = ()
+    """Names and values: what the numbers were made from."""
+
+
+class PlacedFinding(Finding, frozen=True, kw_only=True):
+    """A finding and the section of the page that has its numbers."""
+
+    section: str
+
+
+class Findings(Struct, frozen=True, kw_only=True):
+    """What the numbers say, the most important first."""
+
+    findings: tuple[PlacedFinding, ...]
+
+
+class Cards(Struct, frozen=True, kw_only=True):
+    """The numbers above the strata."""
+
+    cards: tuple[Card, ...]
 
 
 class JobEntry(Struct, frozen=True, kw_only=True):
