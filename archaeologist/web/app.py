@@ -14,7 +14,7 @@ from litestar.types import ASGIApp
 import archaeologist
 from archaeologist.errors import ArchaeologistError
 from archaeologist.settings import Settings
-from archaeologist.web import analysis, condition, events, exhibits, jobs
+from archaeologist.web import analysis, condition, events, exhibits, jobs, page
 from archaeologist.web.events import Streams
 from archaeologist.web.guard import LOOPBACK_NAMES, Guard, Rules
 from archaeologist.web.jobs import Desk
@@ -51,7 +51,7 @@ def create(settings: Settings, parts: Parts, *, token: str | None = None) -> ASG
         token: What a request that changes something must carry; None: nothing.
     """
     application = Litestar(
-        [*analysis.routes(), *exhibits.routes(), *jobs.routes(), *events.routes(), *condition.routes()],
+        [*analysis.routes(), *exhibits.routes(), *jobs.routes(), *events.routes(), *condition.routes(), *page.routes()],
         dependencies={
             "library": Provide(lambda: parts.library, sync_to_thread=False),
             "desk": Provide(lambda: parts.desk, sync_to_thread=False),

@@ -8,8 +8,9 @@ import gzip
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -98,7 +99,14 @@ def etag_of(key: Key) -> str:
 
 
 def respond(
-    request: Request[Any, Any, Any], shelf: Shelf, key: Key, make: Callable[[], bytes], *, is_behind: bool = False
+    request: Request[Any, Any, Any],
+    shelf: Shelf,
+    key: Key,
+    make: Callable[[], bytes],
+    *,
+    is_behind: bool = False,
+    media_type: str = JSON,
+    headers: Mapping[str, str] = MappingProxyType({}),
 ) -> Response[bytes]:
     """The reply with a document, or 304 where the client has it.
 
@@ -108,17 +116,19 @@ def respond(
         key: What the body is made from.
         make: Makes it.
         is_behind: The summaries that it is made from do not yet know the newest artifacts; a header says so.
+        media_type: Of the body.
+        headers: Of the reply, beside or in place of those that every one has.
     """
     etag = etag_of(key)
-    headers = {"ETag": etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+    told = {"ETag": etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding", **headers}
     if is_behind:
-        headers["Archaeologist-Summaries"] = "behind"
+        told["Archaeologist-Summaries"] = "behind"
     if _has(request.headers.get("if-none-match", ""), etag):
-        return Response(b"", status_code=304, headers=headers, media_type=JSON)
+        return Response(b"", status_code=304, headers=told, media_type=media_type)
     document = shelf.get(etag, make)
     if document.packed is not None and _takes_gzip(request.headers.get("accept-encoding", "")):
-        return Response(document.packed, headers={**headers, "Content-Encoding": "gzip"}, media_type=JSON)
-    return Response(document.body, headers=headers, media_type=JSON)
+        return Response(document.packed, headers={**told, "Content-Encoding": "gzip"}, media_type=media_type)
+    return Response(document.body, headers=told, media_type=media_type)
 
 
 def _has(if_none_match: str, etag: str) -> bool:

@@ -1,0 +1,122 @@
+"""The page: one document, its style sheet and its modules, all from here. It reads what it shows from the API."""
+
+import importlib.metadata
+from importlib import resources
+from typing import Any, Final
+
+import msgspec
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from litestar import Request, Response, Router, get
+from litestar.di import NamedDependency
+from litestar.params import FromPath
+from litestar.types import ControllerRouterHandler
+
+import archaeologist
+from archaeologist.analyses import ANALYSES
+from archaeologist.errors import RouteMissing
+from archaeologist.web.analysis import ALREADY_ENCODED
+from archaeologist.web.documents import respond
+from archaeologist.web.library import Library
+
+HTML: Final = "text/html; charset=utf-8"
+STYLE: Final = "text/css; charset=utf-8"
+SCRIPT: Final = "text/javascript; charset=utf-8"
+FOREVER: Final = {"Cache-Control": "public, max-age=31536000, immutable"}
+"""Of what has its version in its address."""
+SHOWN: Final = 100
+
+POLICY: Final = {
+    # plotly sets styles as it draws; no script but files of this server, and nothing from elsewhere.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:;"
+        " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+}
+FILES: Final = {
+    "page.css": STYLE,
+    "page.js": SCRIPT,
+    "api.js": SCRIPT,
+    "campaign.js": SCRIPT,
+    "checkpoints.js": SCRIPT,
+    "dom.js": SCRIPT,
+    "events.js": SCRIPT,
+    "figures.js": SCRIPT,
+    "jobs.js": SCRIPT,
+    "sections.js": SCRIPT,
+    "strata.js": SCRIPT,
+    "theme.js": SCRIPT,
+}
+"""What lies in the package, by name."""
+
+Asked = Request[Any, Any, Any]
+
+
+@get(["/", "/analysis"], sync_to_thread=True)
+def read_page(request: Asked, library: NamedDependency[Library]) -> Response[bytes]:
+    """The page."""
+    return respond(request, library.shelf, ("page",), _document, media_type=HTML, headers=POLICY)
+
+
+@get("/assets/{name:str}", sync_to_thread=True)
+def read_asset(request: Asked, library: NamedDependency[Library], name: FromPath[str]) -> Response[bytes]:
+    """A file of the page."""
+    if name == _plotly_name():
+        return respond(request, library.shelf, ("plotly", name), _plotly, media_type=SCRIPT, headers=FOREVER)
+    if name == "themes.json":
+        return respond(request, library.shelf, ("asset", name), _themes)
+    if name == "base.css":
+        return respond(request, library.shelf, ("asset", name), _base, media_type=STYLE)
+    if name not in FILES:
+        msg = f"nothing is served at '/assets/{name[:SHOWN]}'; the page at /analysis names its files"
+        raise RouteMissing(msg)
+    body = (resources.files("archaeologist.web") / "assets" / name).read_bytes()
+    # The body itself in the key: who edits a file sees it at the next load.
+    return respond(request, library.shelf, ("asset", name, body), lambda: body, media_type=FILES[name])
+
+
+def routes() -> list[ControllerRouterHandler]:
+    """The handlers of this module."""
+    return [Router("/", include_in_schema=False, opt={ALREADY_ENCODED: True}, route_handlers=[read_page, read_asset])]
+
+
+def _document() -> bytes:
+    environment = Environment(
+        loader=PackageLoader("archaeologist.web", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found = environment.get_template("page.html.jinja").render(
+        version=archaeologist.__version__, plotly=_plotly_name(), analyses=ANALYSES
+    )
+    return found.encode()
+
+
+def _plotly_name() -> str:
+    return f"plotly-{importlib.metadata.version('plotly')}.js"
+
+
+def _plotly() -> bytes:
+    from plotly.offline import get_plotlyjs  # noqa: PLC0415 -- large, and needed once
+
+    return str(get_plotlyjs()).encode()
+
+
+def _themes() -> bytes:
+    from archaeologist.figures.themes import THEMES, template  # noqa: PLC0415 -- as above
+
+    return msgspec.json.encode({name: template(theme).to_plotly_json() for name, theme in THEMES.items()})
+
+
+def _base() -> bytes:
+    """The report's style sheet below both themes; the reader's choice comes before the system's."""
+    from archaeologist.figures.themes import DARK, FONTS, LIGHT, variables  # noqa: PLC0415 -- as above
+
+    dark, light = (f"{variables(theme)} color-scheme: {name};" for name, theme in (("dark", DARK), ("light", LIGHT)))
+    report = (resources.files("archaeologist.report") / "templates" / "report.css").read_text(encoding="utf-8")
+    return (
+        f":root {{ {FONTS} {dark} }}\n"
+        f"@media (prefers-color-scheme: light) {{ :root:not([data-theme='dark']) {{ {light} }} }}\n"
+        f":root[data-theme='light'] {{ {light} }}\n{report}"
+    ).encode()
