@@ -51,10 +51,16 @@ FILES: Final = {
 Asked = Request[Any, Any, Any]
 
 
-@get(["/", "/analysis"], sync_to_thread=True)
+@get("/", sync_to_thread=True)
+def read_root(request: Asked, library: NamedDependency[Library]) -> Response[bytes]:
+    """The page, for who types the bare address."""
+    return _page(request, library)
+
+
+@get("/analysis", sync_to_thread=True)
 def read_page(request: Asked, library: NamedDependency[Library]) -> Response[bytes]:
     """The page."""
-    return respond(request, library.shelf, ("page",), _document, media_type=HTML, headers=POLICY)
+    return _page(request, library)
 
 
 @get("/assets/{name:str}", sync_to_thread=True)
@@ -76,7 +82,12 @@ def read_asset(request: Asked, library: NamedDependency[Library], name: FromPath
 
 def routes() -> list[ControllerRouterHandler]:
     """The handlers of this module."""
-    return [Router("/", include_in_schema=False, opt={ALREADY_ENCODED: True}, route_handlers=[read_page, read_asset])]
+    handlers = [read_root, read_page, read_asset]
+    return [Router("/", include_in_schema=False, opt={ALREADY_ENCODED: True}, route_handlers=handlers)]
+
+
+def _page(request: Asked, library: Library) -> Response[bytes]:
+    return respond(request, library.shelf, ("page",), _document, media_type=HTML, headers=POLICY)
 
 
 def _document() -> bytes:
