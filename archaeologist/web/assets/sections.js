@@ -69,11 +69,14 @@ export async function showMovers(campaign, contents, open) {
 
 let marked = null;
 
-// A line in every panel at the step that is looked at.
-const mark = (figure) => marked === null ? {} : {
-  shapes: [...(figure.layout.shapes ?? []),
-    { type: "line", xref: "x", yref: "paper", x0: marked, x1: marked, y0: 0, y1: 1, line: { width: 1, dash: "dot", color: "#8a8272" } }],
-};
+// A line in every panel at the step that is looked at; the choice above says what the title would.
+const mark = ({ layout }) => ({
+  title: undefined,
+  margin: { ...layout.margin, t: 48 },
+  shapes: marked === null ? [] : [
+    { type: "line", xref: "x", yref: "paper", x0: marked, x1: marked, y0: 0, y1: 1, line: { width: 1.5, dash: "dot", color: "#8a8272" } },
+  ],
+});
 
 export async function showLayer(campaign, block) {
   await draw("layer", await read(ofCampaign(campaign, "figures/layer", { block })), mark);

@@ -1,0 +1,244 @@
+"""The page in a real browser, on a real server, a real bus and a daemon with quick children."""
+
+import contextlib
+import itertools
+import json
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import pytest
+from playwright.async_api import Browser, expect
+
+from archaeologist.artifacts.paths import CampaignFolder
+from archaeologist.settings import BusSettings, Settings
+from contracts.artifacts import Alert
+from tests.fixtures.browsers import Tab, browsing, opened
+from tests.fixtures.histories import artifact, put, with_activations
+from tests.fixtures.servers import free_port
+from tests.fixtures.web import served
+from tests.integration.daemon.house import CAMPAIGN, HERO, House, with_quick_children
+from tests.integration.web.conftest import until_ready
+
+PATIENCE_MILLISECONDS: Final = 20_000
+HOSTILE: Final = "model.<img src=x onerror=alert(1)>"
+LAYERS: Final = 6
+STEPS: Final = range(100, 900, 100)
+TOKEN: Final = "0123456789abcdef"  # noqa: S105 -- a test's
+WHOSE: Final[dict[str, Any]] = {"hero_id": HERO, "campaign_id": CAMPAIGN}
+
+expect.set_options(timeout=PATIENCE_MILLISECONDS)
+
+
+def weights(step: int) -> dict[str, Any]:
+    """Blocks deeper down move farther."""
+    names = [*(f"model.layers.{number}.mlp.weight" for number in range(LAYERS)), f"{HOSTILE}.weight", "lm_head.weight"]
+    return {name: np.full(16, 1.0 + step * 1e-3 / (place + 1)) for place, name in enumerate(names)}
+
+
+def fill(folder: CampaignFolder) -> None:
+    """A campaign with everything that a page shows."""
+    folder.layer_stats(0).parent.mkdir(parents=True, exist_ok=True)
+    folder.sketch(0).parent.mkdir(parents=True, exist_ok=True)
+    before: tuple[int, Any] | None = None
+    for step in STEPS:
+        now = weights(step)
+        probed = with_activations(artifact(step, now, reference=before), std=1.0 + step / 1000, entropy=3.0)
+        alerts = (Alert(severity="critical", family="entropy", metric="entropy", message="entropy <i>fell"),)
+        put(
+            folder,
+            step,
+            now,
+            reference=before,
+            activation_stats=probed.activation_stats,
+            probe_info=probed.probe_info,
+            output_stats=probed.output_stats,
+            alerts=alerts if step == STEPS[-1] else (),
+            **WHOSE,
+        )
+        before = (step, now)
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with browsing() as found:
+        yield found
+
+
+PLACE: Final = """([row, column]) => {
+    const frame = document.getElementById("figure-strata");
+    frame.scrollIntoView({ block: "center" });
+    const { left, top } = frame.getBoundingClientRect();
+    const { xaxis, yaxis } = frame._fullLayout;
+    return [left + xaxis._offset + xaxis.c2p(column), top + yaxis._offset + yaxis.c2p(row)];
+}"""
+"""Where a cell's middle is on the screen."""
+VALUES: Final = "document.getElementById('figure-strata')._fullData[0].customdata.map((row) => [...row])"
+
+
+async def shown(tab: Tab) -> None:
+    """Waits until everything that is drawn is."""
+    for name in ("strata", "movers", "layer", "health"):
+        await expect(tab.page.locator(f"#figure-{name}[data-drawn]")).to_be_attached()
+
+
+async def test_a_campaign_is_read_without_a_bus(tmp_path: Path, browser: Browser) -> None:
+    folder = CampaignFolder.of(tmp_path / "root", HERO, CAMPAIGN)
+    fill(folder)
+    settings = Settings(root=str(folder.root), bus=BusSettings(url=f"nats://127.0.0.1:{free_port()}"))
+    async with contextlib.AsyncExitStack() as server:
+        api = await server.enter_async_context(served(settings))
+        async with opened(browser, f"{api.base_url}/analysis") as tab:
+            await shown(tab)
+            timeline = (await api.get(f"/api/analysis/{CAMPAIGN}/drift_timeline")).json()
+            await the_strata_are_right(tab, timeline)
+            await a_cell_opens_its_block(tab, timeline)
+            await names_are_text(tab)
+            await a_checkpoint_is_shown_whole(tab)
+            await expect(tab.page.locator("#lamp-words")).to_contain_text("bus down since")
+            await expect(tab.page.locator("#jobs")).to_contain_text("the bus is down")
+            await tab.page.locator("#run-step").fill("900")
+            await tab.page.locator("#run-button").click()
+            await expect(tab.page.locator("#run-status.trouble")).to_contain_text("no connection to the bus")
+            assert tab.foreign(str(api.base_url)) == []
+            # The browser's own words for the replies that say the bus is down.
+            assert [trouble for trouble in tab.troubles if "503" not in trouble] == []
+            await server.aclose()
+            await expect(tab.page.locator("#stream")).to_contain_text("reconnecting")
+
+
+async def the_strata_are_right(tab: Tab, timeline: dict[str, Any]) -> None:
+    await expect(tab.page.locator("#figure-strata .hm image")).to_be_attached()
+    drawn = await tab.page.evaluate(VALUES)
+    expected = [layer["relative_l2"] for layer in timeline["layers"].values()]
+    assert len(drawn) == len(expected) == LAYERS + 2
+    for row, numbers in zip(drawn, expected, strict=True):
+        assert row[0] is None or np.isnan(row[0])  # the first checkpoint was compared with nothing
+        assert row[1:] == pytest.approx(numbers, rel=1e-6)
+    await tab.page.locator("#metric").select_option("changed_fraction")
+    await expect(tab.page.locator("#definition")).to_have_text("share of values whose bits differ")
+    await tab.page.wait_for_function(f"({VALUES})[0][1] === 1")
+    await tab.page.locator("#metric").select_option("relative_l2")
+    await expect(tab.page.locator("#definition")).to_contain_text("reference's norm")
+    await tab.page.wait_for_function(f"({VALUES})[0][1] !== 1")
+    await shown(tab)
+
+
+async def a_cell_opens_its_block(tab: Tab, timeline: dict[str, Any]) -> None:
+    column = STEPS.index(500)
+    await tab.page.mouse.click(*await tab.page.evaluate(PLACE, [2, column]))
+    await expect(tab.page.locator("#cell-title")).to_have_text("At step 500")
+    await expect(tab.page.locator("#block")).to_have_value("model.layers.2")
+    value = timeline["layers"]["model.layers.2"]["relative_l2"][column - 1]
+    await expect(tab.page.locator("#cell-detail")).to_contain_text(f"{value:.4g}")
+    await tab.page.locator("#figure-strata").focus()
+    for key in ("ArrowUp", "ArrowLeft", "ArrowDown", "ArrowUp"):
+        await tab.page.keyboard.press(key)
+    await expect(tab.page.locator("#cell")).to_contain_text("model.layers.3, step 400: Relative L2 0.0")
+    await tab.page.keyboard.press("Enter")
+    await expect(tab.page.locator("#cell-title")).to_have_text("At step 400")
+    await expect(tab.page.locator("#block")).to_have_value("model.layers.3")
+
+
+async def names_are_text(tab: Tab) -> None:
+    assert await tab.page.locator("img").count() == 0
+    await tab.page.locator("#block").select_option(HOSTILE)
+    await expect(tab.page.locator("#cell-detail")).to_contain_text("drift: relative l2")
+    await tab.page.locator("#strata .behind summary").click()
+    await expect(tab.page.locator("#table-strata th", has_text=HOSTILE)).to_be_visible()
+    await expect(tab.page.locator("#alerts")).to_contain_text("critical")
+    await expect(tab.page.locator("#findings-list .critical")).to_contain_text("alert at step 800")
+    assert await tab.page.locator("img").count() == 0
+
+
+async def a_checkpoint_is_shown_whole(tab: Tab) -> None:
+    await tab.page.get_by_role("button", name="View step 800").click()
+    detail = tab.page.locator("#detail")
+    await expect(detail).to_contain_text("entropy <i>fell")
+    await expect(detail.locator("th", has_text=HOSTILE).first).to_be_attached()
+    async with tab.page.expect_download() as waiting:
+        await detail.get_by_text("Download JSON").click()
+    path = await (await waiting.value).path()
+    assert json.loads(path.read_bytes())["checkpoint_step"] == 800
+    await tab.page.keyboard.press("Escape")
+    await expect(detail).to_be_hidden()
+
+
+async def test_a_job_is_asked_for_followed_and_taken_back(
+    house: House, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(house.folder)
+    house.save(900)
+    house.save(1000)
+    with_quick_children(monkeypatch, alerts=1)
+    async with served(house.settings) as api, house.daemon():
+        await until_ready(api)
+        async with opened(browser, str(api.base_url)) as tab:
+            await shown(tab)
+            await expect(tab.page.locator("#lamp-words")).to_contain_text("bus connected since")
+            await ask(tab, "900")
+            entries = tab.page.locator("#entries")
+            for kind in ("started", "alert", "completed"):
+                await expect(entries.locator(f"li[data-type='analysis.{kind}']")).to_be_visible()
+            await expect(tab.page.locator(".card .value").first).to_have_text("9")
+            monkeypatch.setenv("CHILD_SECONDS", "60")
+            await ask(tab, "1000")
+            job = tab.page.locator(".job")
+            await expect(job).to_contain_text("step 1000")
+            await expect(job.locator("progress")).to_have_attribute("value", "0")
+            await job.get_by_role("button", name="Cancel").click()
+            await expect(entries.locator("li[data-type='analysis.cancelled']")).to_be_visible()
+            await expect(tab.page.locator("#jobs")).to_have_text("nothing")
+            assert tab.troubles == []
+            assert tab.foreign(str(api.base_url)) == []
+
+
+async def ask(tab: Tab, step: str) -> None:
+    await tab.page.locator("#run-step").fill(step)
+    await tab.page.locator("#run-activations").uncheck()
+    await tab.page.locator("#run-button").click()
+    await expect(tab.page.locator("#run-status.success")).to_contain_text("the job is")
+
+
+async def test_an_empty_campaign_says_what_makes_the_first_checkpoint_arrive(tmp_path: Path, browser: Browser) -> None:
+    folder = CampaignFolder.of(tmp_path / "root", HERO, CAMPAIGN)
+    folder.checkpoints.mkdir(parents=True)
+    settings = Settings(root=str(folder.root), bus=BusSettings(url=f"nats://127.0.0.1:{free_port()}"))
+    async with (
+        served(settings, token=TOKEN) as api,
+        opened(browser, f"{api.base_url}/analysis", width=360, theme="light") as tab,
+    ):
+        await expect(tab.page.locator("#empty")).to_be_visible()
+        for line in ("ArchaeologistCallback", "nats pub", "archaeologist request", "archaeologist analyze"):
+            await expect(tab.page.locator("#empty")).to_contain_text(line)
+        ground = "getComputedStyle(document.documentElement).backgroundColor"
+        assert await tab.page.evaluate(ground) == "rgb(247, 242, 230)"
+        await tab.page.locator("#theme").select_option("dark")
+        assert await tab.page.evaluate(ground) == "rgb(22, 19, 15)"
+        assert await tab.page.evaluate("document.documentElement.scrollWidth") == 360
+        await tab.page.locator("#run-step").fill("1")
+        await tab.page.locator("#run-button").click()
+        await expect(tab.page.locator("#token")).to_be_focused()
+
+
+@pytest.mark.skipif("PAGE_SHOTS" not in os.environ, reason="images for looking at: PAGE_SHOTS names a folder")
+async def test_the_page_is_drawn_at_three_widths_in_both_themes(
+    house: House, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(house.folder)
+    house.save(1000)
+    with_quick_children(monkeypatch, seconds=60)
+    async with served(house.settings) as api, house.daemon():
+        await until_ready(api)
+        await api.post("/api/jobs", json={**WHOSE, "checkpoint_step": 1000})
+        themes: tuple[Literal["dark", "light"], ...] = ("dark", "light")
+        for width, theme in itertools.product((360, 1280, 2560), themes):
+            async with opened(browser, f"{api.base_url}/analysis", width=width, theme=theme) as tab:
+                await shown(tab)
+                await expect(tab.page.locator("#entries li").first).to_be_visible()
+                assert await tab.page.evaluate("document.documentElement.scrollWidth") == width
+                image = Path(os.environ["PAGE_SHOTS"]) / f"page-{width}-{theme}.png"
+                await tab.page.screenshot(path=image, full_page=True)
+                assert tab.troubles == []
