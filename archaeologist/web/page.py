@@ -18,9 +18,9 @@ from archaeologist.web.analysis import ALREADY_ENCODED
 from archaeologist.web.documents import respond
 from archaeologist.web.library import Library
 
-HTML: Final = "text/html; charset=utf-8"
-STYLE: Final = "text/css; charset=utf-8"
-SCRIPT: Final = "text/javascript; charset=utf-8"
+HTML: Final = "text/html"
+STYLE: Final = "text/css"
+SCRIPT: Final = "text/javascript"
 FOREVER: Final = {"Cache-Control": "public, max-age=31536000, immutable"}
 """Of what has its version in its address."""
 SHOWN: Final = 100

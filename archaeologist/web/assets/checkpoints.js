@@ -8,10 +8,11 @@ byId("detail-close").addEventListener("click", () => dialog.close());
 
 const MOST_LEFT_OUT = 20;
 
+// Fills the table; the steps of all checkpoints, the newest first, which may be more than the table has.
 export async function showCheckpoints(campaign) {
   const [found, list] = await Promise.all([
     read(ofCampaign(campaign, "tables/checkpoints")),
-    read(ofCampaign(campaign, "layer_stats", { limit: 1 })),
+    read(ofCampaign(campaign, "layer_stats")),
   ]);
   const rows = found.rows.map(([step, at, ...rest]) => [step, moment(at), ...rest]);
   const cell = (step) => make("button", { type: "button", "aria-label": `View step ${step}`, onclick: () => view(campaign, step) }, "View");
@@ -21,10 +22,10 @@ export async function showCheckpoints(campaign) {
     make("p", {}, `${broken.length} files could not be read and are left out:`),
     make("ul", {}, ...broken.slice(0, MOST_LEFT_OUT).map((one) => make("li", {}, `${one.file}: ${one.reason}`))),
   ] : []));
-  return found.rows.map(([step]) => step);
+  return list.stats.map((one) => String(one.checkpoint_step)).reverse();
 }
 
-async function view(campaign, step) {
+export async function view(campaign, step) {
   say("detail-title", `Checkpoint ${step}`);
   const link = byId("detail-download");
   link.href = ofCampaign(campaign, `layer_stats/${step}`);

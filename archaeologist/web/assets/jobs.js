@@ -7,12 +7,14 @@ const SECONDS = 5;
 const ENDED = new Set(["analysis.completed", "analysis.failed", "analysis.cancelled"]);
 
 const rows = new Map();
+const progress = new Map(); // what was heard last of each job
 let campaign = null;
 let timer = 0;
 
 export function showJobs(which) {
   campaign = which;
   rows.clear();
+  progress.clear();
   fill(byId("jobs"));
   return refresh();
 }
@@ -47,6 +49,7 @@ function render(jobs) {
     if (!rows.has(job.job_key)) {
       rows.set(job.job_key, rowOf(job));
       box.append(rows.get(job.job_key).node);
+      if (progress.has(job.job_key)) move(rows.get(job.job_key), progress.get(job.job_key));
     }
     const row = rows.get(job.job_key);
     if (job.status === "queued") row.words.textContent = "waiting";
@@ -82,9 +85,12 @@ function rowOf(job) {
 export function heard(event) {
   const row = rows.get(event.data?.job_key);
   if (event.type === "analysis.progress") {
+    progress.set(event.data.job_key, event.data);
     if (row) move(row, event.data);
     return;
   }
+  // A job that begins again begins at nothing.
+  progress.delete(event.data?.job_key);
   if (ENDED.has(event.type) || event.type === "analysis.started") refreshSoon();
 }
 

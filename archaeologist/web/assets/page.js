@@ -2,7 +2,7 @@
 
 import { ofCampaign, read } from "./api.js";
 import { chosen, findCampaigns, onChoice } from "./campaign.js";
-import { showCheckpoints } from "./checkpoints.js";
+import { showCheckpoints, view } from "./checkpoints.js";
 import { byId, choose, later, make, moment, say } from "./dom.js";
 import { follow } from "./events.js";
 import { heard, refreshSoon, showJobs } from "./jobs.js";
@@ -185,6 +185,7 @@ async function begin() {
   byId("metric").addEventListener("change", strata);
   byId("block").addEventListener("change", () => select(byId("block").value, null));
   byId("step").addEventListener("change", () => select(null, Number(byId("step").value)));
+  byId("view").addEventListener("click", () => byId("step").value && view(shown, byId("step").value));
   byId("skill").addEventListener("change", () => attempt("skills", () => showSkill(shown, contents)));
   onChoice(change);
   lamp();

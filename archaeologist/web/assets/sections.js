@@ -79,7 +79,8 @@ const mark = ({ layout }) => ({
 });
 
 export async function showLayer(campaign, block) {
-  await draw("layer", await read(ofCampaign(campaign, "figures/layer", { block })), mark);
+  const drawing = await read(ofCampaign(campaign, "figures/layer", { block }));
+  if (byId("block").value === block) await draw("layer", drawing, mark);
 }
 
 const CELL = ["layer_type", "param_count", "l2", "growth", "nan_count", "inf_count"];
@@ -95,6 +96,7 @@ export async function showCell(campaign, block, step) {
   redraw("layer");
   say("cell-title", `At step ${step}`);
   const stats = await read(ofCampaign(campaign, `layer_stats/${step}`));
+  if (byId("block").value !== block || marked !== step) return;
   const pairs = [
     ["compared with", stats.reference_checkpoint_step === null ? "nothing" : `step ${stats.reference_checkpoint_step}`],
     ...part(stats.drift_stats[block], MOVED, "drift:"),
@@ -120,8 +122,10 @@ export async function showSkill(campaign, contents) {
   say("supports", found.supports);
   say("does-not-support", found.does_not_support);
   byId("impact-shown").hidden = !found.has_impact;
-  await draw("scores", await read(ofCampaign(campaign, "figures/scores", { skill })));
-  if (found.has_impact) await draw("impact", await read(ofCampaign(campaign, "figures/impact", { skill })));
+  for (const name of ["scores", ...(found.has_impact ? ["impact"] : [])]) {
+    const drawing = await read(ofCampaign(campaign, `figures/${name}`, { skill }));
+    if (byId("skill").value === skill) await draw(name, drawing);
+  }
 }
 
 export async function showHealth(campaign, contents) {

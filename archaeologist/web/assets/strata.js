@@ -16,8 +16,9 @@ let title = "";
 export async function showStrata(which, select) {
   campaign = which;
   open = select;
-  const drawing = await read(ofCampaign(which, "figures/strata", { metric: metric.value }));
-  if (campaign !== which) return;
+  const wanted = metric.value;
+  const drawing = await read(ofCampaign(which, "figures/strata", { metric: wanted }));
+  if (campaign !== which || metric.value !== wanted) return;
   title = drawing.title;
   say("definition", drawing.definition);
   const { blocks, steps } = drawing.figure.layout.meta;
