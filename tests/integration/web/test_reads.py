@@ -437,7 +437,7 @@ async def test_an_error_repeats_markup_as_json_text(client: httpx.AsyncClient) -
 
 
 @pytest.mark.parametrize(
-    "address", ["/", "/api", "/api/analysis", "/static/../../etc/passwd", "/api/analysis/campaign/nothing"]
+    "address", ["/api", "/api/analysis", "/static/../../etc/passwd", "/api/analysis/campaign/nothing"]
 )
 async def test_what_is_not_served_says_so_as_json(client: httpx.AsyncClient, address: str) -> None:
     await refused(client, address, 404, "route_missing")
