@@ -8,15 +8,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import msgspec
 import numpy as np
 import pytest
 from playwright.async_api import Browser, expect
 
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.settings import BusSettings, Settings
-from contracts.artifacts import Alert
+from contracts.artifacts import Alert, SkillHistory, SkillScore
 from tests.fixtures.browsers import Tab, browsing, opened
-from tests.fixtures.histories import artifact, put, with_activations
+from tests.fixtures.histories import artifact, place_whole, put, with_activations
 from tests.fixtures.servers import free_port
 from tests.fixtures.web import served
 from tests.integration.daemon.house import CAMPAIGN, HERO, House, with_quick_children
@@ -24,6 +25,7 @@ from tests.integration.web.conftest import until_ready
 
 PATIENCE_MILLISECONDS: Final = 20_000
 HOSTILE: Final = "model.<img src=x onerror=alert(1)>"
+SKILL: Final = "<b>sums</b>"
 LAYERS: Final = 6
 STEPS: Final = range(100, 900, 100)
 TOKEN: Final = "0123456789abcdef"  # noqa: S105 -- a test's
@@ -59,6 +61,9 @@ def fill(folder: CampaignFolder) -> None:
             **WHOSE,
         )
         before = (step, now)
+    heard = tuple(SkillScore(step=step, score=(step / 1000) ** 2, num_samples=1_000_000) for step in STEPS)
+    history = SkillHistory(skills={SKILL: heard}, **WHOSE)
+    place_whole(folder.skills, msgspec.json.encode(history))
 
 
 @pytest.fixture
@@ -80,7 +85,7 @@ VALUES: Final = "document.getElementById('figure-strata')._fullData[0].customdat
 
 async def shown(tab: Tab) -> None:
     """Waits until everything that is drawn is."""
-    for name in ("strata", "movers", "layer", "health"):
+    for name in ("strata", "movers", "layer", "scores", "impact", "health"):
         await expect(tab.page.locator(f"#figure-{name}[data-drawn]")).to_be_attached()
 
 
@@ -150,7 +155,10 @@ async def names_are_text(tab: Tab) -> None:
     await expect(tab.page.locator("#table-strata th", has_text=HOSTILE)).to_be_visible()
     await expect(tab.page.locator("#alerts")).to_contain_text("critical")
     await expect(tab.page.locator("#findings-list .critical")).to_contain_text("alert at step 800")
-    assert await tab.page.locator("img").count() == 0
+    await expect(tab.page.locator("#skill")).to_have_value(SKILL)
+    await expect(tab.page.locator("#skill-size")).to_contain_text("of 7 intervals used")
+    await expect(tab.page.locator("#figure-scores .gtitle")).to_have_text(f"{SKILL}: 8 scores")
+    assert await tab.page.locator("img, b").count() == 0
 
 
 async def a_checkpoint_is_shown_whole(tab: Tab) -> None:
