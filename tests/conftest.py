@@ -1,8 +1,10 @@
 """Settings of the whole test run, and what all of it shares."""
 
 import hashlib
+import logging
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +45,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _limit_seconds(item: pytest.Item) -> float:
     marker = item.get_closest_marker("timeout")
     return max(float(marker.args[0]) if marker else 0.0, float(item.config.getini("timeout")))
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """A command that runs within a test sets the level of the whole process's log; the next test may read warnings."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
