@@ -88,7 +88,7 @@ class Probing:
         batches = [_batch(self._tokens, numbers) for numbers in self._tokens.batches]
         self._lanes = Lanes(thread_count(excavation.threads), passes=len(batches) * (2 if theirs else 1))
         with self._falling_back():  # a model that is loaded whole is copied here
-            self._target = self._side(target, self._model, batches, has_submodules=options.submodules)
+            self._target = self._side(target, self._model, batches, has_submodules=options.submodules, has_neurons=True)
             self._reference = self._side(reference, theirs, batches) if reference and theirs else None
         self._statistics = ActivationStatistics(self._tokens, lanes=self._lanes)
         self._lockstep = Lockstep(
@@ -247,16 +247,14 @@ class Probing:
             self._reason = self._reason or f"loaded whole: {reason}"
             return whole(checkpoint.folder)
 
-    def _side(
-        self, checkpoint: Checkpoint, model: Skeleton, batches: Sequence[Batch], *, has_submodules: bool = False
-    ) -> Side:
+    def _side(self, checkpoint: Checkpoint, model: Skeleton, batches: Sequence[Batch], **kept: bool) -> Side:
         return Side(
             model,
             checkpoint.reader,
             batches,
             device=self._device,
             threads=self._lanes.threads_a_pass,
-            has_submodules=has_submodules,
+            **kept,
         )
 
     def _reference_model(self, reference: Checkpoint) -> Skeleton | None:

@@ -70,6 +70,7 @@ class Side:
         device: torch.device,
         threads: int = 1,
         has_submodules: bool = False,
+        has_neurons: bool = False,
     ) -> None:
         """Starts nothing yet.
 
@@ -80,6 +81,7 @@ class Side:
             device: Where the model runs.
             threads: Of torch's own, for each pass.
             has_submodules: Whether the outputs of attention and MLP are kept too.
+            has_neurons: Whether the largest magnitudes of the MLP's neurons are taken too.
         """
         self.model = model
         self.device = device
@@ -87,7 +89,7 @@ class Side:
         self._threads = threads
         self._batches = batches
         self._used = torch.unique(torch.cat([batch.input_ids.flatten() for batch in batches]))
-        self._hooks = list(self._hooked(has_submodules=has_submodules))
+        self._hooks = list(self._hooked(has_submodules=has_submodules, has_neurons=has_neurons))
         self._outputs: dict[str, dict[int, torch.Tensor]] = {}
         self._copier = Copier(device)
         self._copied: dict[str, Copied] = {}
@@ -180,13 +182,14 @@ class Side:
 
         return run
 
-    def _hooked(self, *, has_submodules: bool) -> Iterator[Any]:
+    def _hooked(self, *, has_submodules: bool, has_neurons: bool) -> Iterator[Any]:
         for unit in self.model.units.values():
             yield unit.module.register_forward_pre_hook(self._pausing(unit))
             yield unit.module.register_forward_hook(self._keeping(unit.name))
             for name, child in unit.module.named_children():
                 part = SUBMODULES.get(name)
-                if part == "mlp" and (down := _down_projection(child, hidden_size(self.model))) is not None:
+                down = _down_projection(child, hidden_size(self.model)) if has_neurons and part == "mlp" else None
+                if down is not None:
                     yield down.register_forward_pre_hook(self._measuring(f"{unit.name}/neurons"))
                 if part is not None and has_submodules:
                     yield child.register_forward_hook(self._keeping(f"{unit.name}/{part}"))
