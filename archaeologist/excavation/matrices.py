@@ -19,6 +19,7 @@ from archaeologist.errors import ArchaeologistError
 from archaeologist.excavation.plan import Pair, Plan
 from archaeologist.excavation.tally import WIDTHS
 from archaeologist.excavation.walk import BlockResult, thread_count
+from archaeologist.findings.wording import listed
 from archaeologist.statistics.power_law import FEWEST, PowerLaw, fitted
 from archaeologist.statistics.spectrum import eigenvalues, gram, spectrum
 from contracts.artifacts import LayerDriftStats, LayerWeightStats, Spectrum
@@ -34,8 +35,6 @@ _MEMORY: Final = 1 << 30
 SLICE_VALUES: Final = 1 << 22
 """Values decoded at a time: 32 MB as float64."""
 _AXES: Final = 2
-_NAMED: Final = 3
-"""How many names a reason lists."""
 
 
 class UnfitMatrixError(Exception):
@@ -119,7 +118,7 @@ class Matrices:
                 self._look(block)
             yield block
         for analysis, reasons in self._left_out.items():
-            self.not_computed[analysis] = "; ".join(f"{why}: {_listed(names)}" for why, names in reasons.items())
+            self.not_computed[analysis] = "; ".join(f"{why}: {listed(names)}" for why, names in reasons.items())
 
     def in_drift(self, drift: Mapping[str, LayerDriftStats]) -> dict[str, LayerDriftStats]:
         """The drift with spectra in their places."""
@@ -232,8 +231,3 @@ def _decoded(stored: Bytes, dtype: str) -> Floats:
         bits = stored.view(np.uint16)[..., 0].astype(np.uint32) << np.uint32(16)
         return bits.view(np.float32).astype(np.float64)
     return stored.view(np.float16 if dtype == "F16" else np.float32)[..., 0].astype(np.float64)
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
