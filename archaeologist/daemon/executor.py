@@ -7,7 +7,7 @@ lower priority is served after every few of higher ones.
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -20,6 +20,7 @@ from archaeologist.bus.publisher import publish
 from archaeologist.bus.queue import PRIORITIES
 from archaeologist.daemon import announcements, lifecycle
 from archaeologist.daemon.books import Books
+from archaeologist.daemon.child import COMMAND
 from archaeologist.daemon.completion import Completion
 from archaeologist.daemon.dead_letters import Origin, bury
 from archaeologist.daemon.lifecycle import Claim, Standing
@@ -39,12 +40,14 @@ GLANCE_SECONDS = 0.1
 class Executor:
     """The slots of this machine and the loop that fills them."""
 
-    def __init__(self, bus: Bus, books: Books, settings: Settings, *, owner: str) -> None:
+    def __init__(
+        self, bus: Bus, books: Books, settings: Settings, *, owner: str, command: Sequence[str] = COMMAND
+    ) -> None:
         self._bus = bus
         self._books = books
         self._settings = settings
         self._owner = owner
-        self._runner = Runner(bus, books, settings, owner=owner)
+        self._runner = Runner(bus, books, settings, owner=owner, command=command)
         self._completion = Completion(bus, books, settings)
         self._runs: dict[str, Run] = {}
         self._busy = dict.fromkeys(subjects.JOB_TYPES, 0)

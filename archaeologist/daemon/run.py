@@ -5,6 +5,7 @@ The record decides at each turn. A worker that finds its claim gone stops its ch
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -16,7 +17,7 @@ from archaeologist.bus.consumer import Received
 from archaeologist.bus.publisher import publish
 from archaeologist.daemon import announcements, lifecycle
 from archaeologist.daemon.books import Books
-from archaeologist.daemon.child import ChildLimits, Stopped, run_child
+from archaeologist.daemon.child import COMMAND, ChildLimits, Stopped, run_child
 from archaeologist.daemon.completion import Completion, places
 from archaeologist.daemon.lifecycle import Claim
 from archaeologist.errors import ArchaeologistError, ArtifactUnwritable, BusUnavailable
@@ -53,11 +54,14 @@ class Run:
 class Runner:
     """Runs claimed jobs to their end."""
 
-    def __init__(self, bus: Bus, books: Books, settings: Settings, *, owner: str) -> None:
+    def __init__(
+        self, bus: Bus, books: Books, settings: Settings, *, owner: str, command: Sequence[str] = COMMAND
+    ) -> None:
         self._bus = bus
         self._books = books
         self._settings = settings
         self._owner = owner
+        self._command = command
         self._completion = Completion(bus, books, settings)
 
     async def execute(self, run: Run) -> None:
@@ -118,6 +122,7 @@ class Runner:
             on_progress=lambda line: setattr(run, "latest", line),
             stop=run.stop,
             cache=self._settings.state_path / "cache" / "numba",
+            command=self._command,
         )
 
     async def _beat(self, run: Run) -> None:

@@ -6,7 +6,7 @@ service manager starts a whole daemon again, never a half one.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import structlog
 
@@ -16,6 +16,7 @@ from archaeologist.bus.consumer import consume
 from archaeologist.bus.topology import ensure
 from archaeologist.daemon.archiving import archive_daily
 from archaeologist.daemon.books import Books
+from archaeologist.daemon.child import COMMAND
 from archaeologist.daemon.completion import Completion
 from archaeologist.daemon.executor import Executor
 from archaeologist.daemon.intake import Intake
@@ -32,8 +33,13 @@ SWEEP_SECONDS = 300.0
 ENSURE_RETRY_SECONDS = 2.0
 
 
-async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
+async def run(settings: Settings, *, stop: asyncio.Event | None = None, command: Sequence[str] = COMMAND) -> None:
     """Serves until SIGTERM, SIGINT or ``stop``.
+
+    Args:
+        settings: In force for as long as it runs.
+        stop: Ends it as a signal does.
+        command: The child's program and arguments; tests run others.
 
     Raises:
         BusUnavailable: The connection was closed for good.
@@ -42,16 +48,16 @@ async def run(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
     with tasks.stopped_by_signals(stop):
         async with _until(stop, settings) as bus:
             if bus is not None:
-                await _serve(bus, settings, stop)
+                await _serve(bus, settings, stop, command=command)
     await log.ainfo("stopped")
 
 
-async def _serve(bus: Bus, settings: Settings, stop: asyncio.Event) -> None:
+async def _serve(bus: Bus, settings: Settings, stop: asyncio.Event, *, command: Sequence[str]) -> None:
     await _ensure(bus, settings, stop)
     owner = f"{settings.worker.name}:{new_ulid()}"
     memory = Books.on(bus)
     intake = Intake(bus, memory, settings)
-    executor = Executor(bus, memory, settings, owner=owner)
+    executor = Executor(bus, memory, settings, owner=owner, command=command)
     reconciliation = Reconciliation(memory, Completion(bus, memory, settings), settings)
     prefix = subjects.cancel_subject("")
     await subscribe_core(bus, f"{prefix}*", lambda subject: executor.cancel(subject.removeprefix(prefix)))

@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-import functools
 import json
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,9 @@ from archaeologist.bus.connection import Bus, connected
 from archaeologist.bus.log import events
 from archaeologist.bus.publisher import publish
 from archaeologist.bus.topology import ensure
-from archaeologist.daemon import run as run_module
 from archaeologist.daemon import service
 from archaeologist.daemon.books import Books
-from archaeologist.daemon.child import run_child
+from archaeologist.daemon.child import COMMAND
 from archaeologist.settings import BusSettings, JobsSettings, PolicySettings, Settings, WorkerSettings
 from contracts.messages import Event
 from contracts.records import JobRecord, RequestRecord
@@ -33,6 +32,9 @@ from tests.fixtures.servers import Server
 HERO: Final = "dio"
 CAMPAIGN: Final = "c1"
 PATIENCE_SECONDS: Final = 60.0
+
+child_command = COMMAND
+"""What the daemons of a test start for a job; ``with_quick_children`` changes it."""
 
 FAST: Final = JobsSettings(
     lease_seconds=2.0, heartbeat_seconds=0.5, poll_seconds=0.2, grace_seconds=0.5, retry_delay_seconds=0.5
@@ -73,7 +75,7 @@ class House:
             self.settings, worker=WorkerSettings(name=name, threads=1), jobs=replace(self.settings.jobs, **jobs)
         )
         stop = asyncio.Event()
-        task = asyncio.create_task(service.run(settings, stop=stop))
+        task = asyncio.create_task(service.run(settings, stop=stop, command=child_command))
         try:
             yield stop
         finally:
@@ -133,7 +135,7 @@ def with_quick_children(
     monkeypatch: pytest.MonkeyPatch, *, seconds: float = 0.0, fate: str = "succeed", alerts: int = 0
 ) -> None:
     """Daemons of this test start ``tests.fixtures.child`` instead of the real child."""
-    monkeypatch.setattr(run_module, "run_child", functools.partial(run_child, command=child.COMMAND))
+    monkeypatch.setattr(sys.modules[__name__], "child_command", child.COMMAND)
     monkeypatch.setenv("CHILD_SECONDS", str(seconds))
     monkeypatch.setenv("CHILD_FATE", fate)
     monkeypatch.setenv("CHILD_ALERTS", str(alerts))
