@@ -55,6 +55,18 @@ class TensorWeights(Struct, frozen=True, kw_only=True):
     """Kolmogorov-Smirnov distance between them and the law: 0 fits exactly."""
 
 
+class ExpertWeights(Struct, frozen=True, kw_only=True):
+    """The experts of one mixture in a block: each expert's tensors together, and all experts'."""
+
+    count: int
+    experts: tuple[int, ...] = ()
+    """Their numbers, ascending; the arrays are aligned with it."""
+    expert_l2: tuple[float | None, ...] = ()
+    l2: float | None = None
+    """Of all experts together."""
+    param_count: int = 0
+
+
 class LayerWeightStats(Struct, frozen=True, kw_only=True):
     """Weight statistics of one block: the specification's fields, the block as a whole, each tensor."""
 
@@ -71,6 +83,8 @@ class LayerWeightStats(Struct, frozen=True, kw_only=True):
     nan_count: int = 0
     inf_count: int = 0
     tensors: dict[str, TensorWeights] = {}
+    experts: dict[str, ExpertWeights] = {}
+    """By mixture, ``mlp.experts``, where each expert's tensors are stored by its number."""
 
 
 class GlobalWeightStats(Struct, frozen=True, kw_only=True):
@@ -354,6 +368,21 @@ class TensorDrift(Struct, frozen=True, kw_only=True):
     """Of target minus reference, where the analysis ``spectra`` was asked for."""
 
 
+class ExpertDrift(Struct, frozen=True, kw_only=True):
+    """Drift of one mixture's experts in a block; a router's drift stands with the block's tensors."""
+
+    count: int
+    experts: tuple[int, ...] = ()
+    """The numbers of those that were compared, ascending; the arrays are aligned with it."""
+    expert_l2: tuple[float | None, ...] = ()
+    expert_relative_l2: tuple[float | None, ...] = ()
+    l2: float | None = None
+    """Of all experts together."""
+    relative_l2: float | None = None
+    most_changed: int | None = None
+    """The expert with the largest relative L2; null where none moved."""
+
+
 class LayerDriftStats(Struct, frozen=True, kw_only=True):
     """Drift of one block: the specification's fields, the block as a whole, each tensor."""
 
@@ -374,6 +403,8 @@ class LayerDriftStats(Struct, frozen=True, kw_only=True):
     max_change: float | None = None
     nonfinite_pairs: int = 0
     tensors: dict[str, TensorDrift] = {}
+    experts: dict[str, ExpertDrift] = {}
+    """By mixture, where each expert's tensors are stored by its number."""
 
 
 class GlobalDriftStats(Struct, frozen=True, kw_only=True):

@@ -1,8 +1,8 @@
 """From a tensor's name to its place in the model: the block, the name within it, the kind of block.
 
 Covers every naming of Hugging Face models by structure, not by a table of architectures: a numbered member of a list
-of layers is a block; what has no number is a block of its own. Wrappers of training (``_orig_mod.``, ``module.``) are
-taken off. Pure text; it does not know shapes or what a module computes.
+of layers is a block; what has no number is a block of its own. Wrappers of training (``_orig_mod.``, ``module.``,
+``base_model.model.``) are taken off. Pure text; it does not know shapes or what a module computes.
 """
 
 import re
@@ -13,8 +13,15 @@ from msgspec import Struct
 
 LayerType = Literal["transformer_block", "embedding", "norm", "output", "other"]
 
-# torch.compile, FSDP and activation checkpointing put themselves between any two modules.
-WRAPPERS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+# torch.compile, FSDP, activation checkpointing and PEFT (around an adapted layer) put themselves between any two
+# modules.
+WRAPPERS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"})
+
+# Around the whole model: DataParallel and DDP, PEFT.
+_OUTER_WRAPPERS: Final = (("module",), ("base_model", "model"))
+
+# One expert's tensor: Qwen3-MoE's ``mlp.experts.3.gate_proj.weight``.
+_EXPERT: Final = re.compile(r"(.*\bexperts)\.([0-9]{1,9})\..+")
 
 # ``layers``, ``layer``, ``encoder_layers``, ``albert_layers``, ``block``, ``blocks``, GPT-2's ``h``.
 _LIST: Final = re.compile(r"^(h|(.*_)?(res)?(layer|block)s?)$", re.IGNORECASE)
@@ -57,8 +64,10 @@ class Block(Struct, frozen=True, kw_only=True):
 def canonical(tensor_name: str) -> str:
     """The name without what wrappers of training added to it; the same tensor has the same one in every checkpoint."""
     parts = [part for part in tensor_name.split(".") if part not in WRAPPERS]
-    while len(parts) > 1 and parts[0] == "module":
-        del parts[0]
+    while wrapper := next(
+        (one for one in _OUTER_WRAPPERS if len(parts) > len(one) and parts[: len(one)] == [*one]), None
+    ):
+        del parts[: len(wrapper)]
     return ".".join(parts)
 
 
@@ -95,6 +104,12 @@ def is_bias(within: str) -> bool:
     """Whether a tensor is a bias: ``bias``, ``dt_bias``, an LSTM's ``bias_ih_l0``; not ``relative_bias.weight``."""
     last = within.rpartition(".")[2]
     return last == "bias" or last.startswith("bias_") or last.endswith("_bias")
+
+
+def expert_of(within: str) -> tuple[str, int] | None:
+    """The mixture and the number of the expert that a block's tensor belongs to; None: to no single expert."""
+    found = _EXPERT.fullmatch(within)
+    return (found[1], int(found[2])) if found else None
 
 
 def _free(members: Container[str], within: str, name: str) -> str:

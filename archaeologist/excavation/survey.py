@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from archaeologist import __version__
 from archaeologist.checkpoints.fingerprint import fingerprint
 from archaeologist.checkpoints.index import CheckpointIndex, read_index
-from archaeologist.checkpoints.names import is_bias
+from archaeologist.checkpoints.names import expert_of, is_bias
 from archaeologist.checkpoints.reader import Reader
 from archaeologist.errors import (
     ArchaeologistError,
@@ -32,7 +32,7 @@ from archaeologist.errors import (
 )
 from archaeologist.excavation.forward.way import GpuGaveUpError, Way
 from archaeologist.excavation.matrices import Matrices
-from archaeologist.excavation.plan import Plan, Ties, find_ties, plan_walk
+from archaeologist.excavation.plan import Plan, PlannedBlock, Ties, find_ties, plan_walk
 from archaeologist.excavation.sketch_file import SketchFile
 from archaeologist.excavation.walk import BlockResult, OnProgress, ReferenceUnreadableError, Walk
 from archaeologist.findings import analysis
@@ -41,6 +41,7 @@ from archaeologist.findings.wording import listed
 from archaeologist.probes.sets import load
 from archaeologist.statistics import kernels
 from archaeologist.statistics.drift import PairSums, block_drift, global_drift, together
+from archaeologist.statistics.experts import expert_drift, expert_weights
 from archaeologist.statistics.sketch import SketchHeader
 from archaeologist.statistics.weights import block_weights, global_weights, growth_of
 from contracts.artifacts import (
@@ -266,16 +267,21 @@ def _collect(plan: Plan, index: CheckpointIndex, blocks: Iterator[BlockResult]) 
         block = result.block
         by_tensor = {tensor.pair.within: tensor.drift for tensor in result.tensors if tensor.drift is not None}
         whole = together(by_tensor.values())
-        weights[block.name] = block_weights(
-            {tensor.pair.within: tensor.weights for tensor in result.tensors},
+        mixtures = _mixtures(block)
+        tensors = {tensor.pair.within: tensor.weights for tensor in result.tensors}
+        found = block_weights(
+            tensors,
             name=block.name,
             layer_type=block.layer_type,
             biases={pair.within for pair in block.pairs if is_bias(pair.within)},
             # A block whose tensors are not all compared has no growth: its norms are over different tensors.
             growth=growth_of(whole.squares, whole.reference_squares) if len(by_tensor) == len(block.pairs) else None,
         )
+        experts = {name: expert_weights(mixture, tensors) for name, mixture in mixtures.items()}
+        weights[block.name] = replace(found, experts=experts)
         if by_tensor:
-            drift[block.name] = block_drift(by_tensor, name=block.name)
+            moved = {name: one for name, mixture in mixtures.items() if (one := expert_drift(mixture, by_tensor))}
+            drift[block.name] = replace(block_drift(by_tensor, name=block.name), experts=moved)
             sums.append(whole)
     return Survey(
         plan=plan,
@@ -285,6 +291,15 @@ def _collect(plan: Plan, index: CheckpointIndex, blocks: Iterator[BlockResult]) 
         drift=drift,
         global_drift=global_drift(drift, together(sums)) if drift else None,
     )
+
+
+def _mixtures(block: PlannedBlock) -> dict[str, dict[int, list[str]]]:
+    """The block's tensors that belong to single experts, by mixture and number."""
+    found: dict[str, dict[int, list[str]]] = {}
+    for pair in block.pairs:
+        if expert := expert_of(pair.within):
+            found.setdefault(expert[0], {}).setdefault(expert[1], []).append(pair.within)
+    return found
 
 
 def _architecture(config: dict[str, Any] | None) -> str | None:

@@ -155,6 +155,8 @@ def test_a_tensor_has_its_place(name: str, block: str, within: str, layer_type: 
         "module.module._orig_mod.module.model.layers.0.mlp.up_proj.weight",
         "_orig_mod._orig_mod.module.model.layers.0.mlp.up_proj.weight",
         "model.layers.0._orig_mod.mlp.up_proj.weight",
+        "base_model.model.model.layers.0.mlp.up_proj.weight",
+        "module.base_model.model._orig_mod.module.model.layers.0.mlp.up_proj.base_layer.weight",
         "_fsdp_wrapped_module.model.layers.0._checkpoint_wrapped_module.mlp.up_proj.weight",
     ],
 )
