@@ -38,6 +38,7 @@ _STORED: Final[dict[str, type[Struct]]] = {
     "job_record": records.JobRecord,
     "request_record": records.RequestRecord,
     "campaign_record": records.CampaignRecord,
+    "worker_record": records.WorkerRecord,
     "layer_stats": artifacts.LayerStats,
     "layer_drift": artifacts.LayerDrift,
     "layer_drift_timeline": artifacts.DriftTimeline,

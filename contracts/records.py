@@ -8,10 +8,11 @@ from typing import Literal
 from msgspec import Struct
 
 from contracts.artifacts import Alert
-from contracts.messages import EventError, Job, JobKey, RequestId
+from contracts.messages import EventError, Job, JobKey, JobType, Priority, RequestId
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 RequestState = Literal["received", "accepted", "refused", "skipped"]
+WorkerState = Literal["idle", "busy", "draining"]
 
 FINISHED: frozenset[JobState] = frozenset({"done", "failed", "cancelled"})
 
@@ -105,3 +106,85 @@ class CampaignRecord(Struct, frozen=True, kw_only=True):
     best_scores: dict[str, float] = {}
     """The best score of each skill so far."""
     level: int | None = None
+
+
+class WorkerJob(Struct, frozen=True, kw_only=True):
+    """A job that a worker runs, and how far it is."""
+
+    job_key: JobKey
+    job_id: RequestId
+    job_type: JobType
+    priority: Priority
+    hero_id: str
+    campaign_id: str
+    checkpoint_step: int
+    started_at: str | None = None
+    stage: str | None = None
+    """Null: its process has not said anything yet."""
+    block: int = 0
+    blocks: int = 0
+    bytes_read: int = 0
+    bytes_total: int = 0
+    eta_sec: float | None = None
+
+
+class WorkerSlots(Struct, frozen=True, kw_only=True):
+    """How many jobs of one type a worker runs, and could run besides."""
+
+    running: int
+    free: int
+    """0 where the worker's roles do not allow the type, and while it ends."""
+
+
+class WorkerGpu(Struct, frozen=True, kw_only=True):
+    """A GPU of a worker's machine, as its driver names it."""
+
+    name: str
+    memory_bytes: int | None = None
+    free_bytes: int | None = None
+    """When the worker last asked: at its start and every ten minutes."""
+
+
+class WorkerRecord(Struct, frozen=True, kw_only=True):
+    """A worker as it last described itself, in bucket ``archaeologist_workers`` under ``{name}/{incarnation}``.
+
+    Each daemon writes its own; it goes when the daemon ends, or a day after its last sign of life.
+    """
+
+    name: str
+    incarnation: str
+    """Of this process: a daemon that is started again has another."""
+    host: str
+    pid: int
+    root: str
+    version: str
+    state: WorkerState
+    """``draining``: it was told to end and takes no more jobs."""
+    roles: tuple[str, ...]
+    since: str
+    """When it was started."""
+    heartbeat_at: str
+    """When it last wrote this."""
+    heartbeat_seconds: float
+    """How often it does at least; three times that without one: it is silent."""
+    slots: dict[JobType, WorkerSlots] = {}
+    jobs: tuple[WorkerJob, ...] = ()
+    gpus: tuple[WorkerGpu, ...] = ()
+    """Empty: none, or no driver that could be asked."""
+    note: str | None = None
+    """Why it takes no jobs, where it takes none."""
+
+
+class SlotHolder(Struct, frozen=True, kw_only=True):
+    """A worker that runs a job under a limit of the whole cluster."""
+
+    owner: str
+    """Name and incarnation, as in the job's record."""
+    job_key: JobKey
+    at: str
+
+
+class SlotRecord(Struct, frozen=True, kw_only=True):
+    """Who holds the cluster's slots of one job type, in bucket ``archaeologist_slots`` under the type's name."""
+
+    holders: tuple[SlotHolder, ...] = ()

@@ -50,6 +50,8 @@ INTAKE_REQUESTS: Final = "archaeologist-intake-requests"
 JOB_RECORDS: Final = "archaeologist_jobs"
 REQUEST_RECORDS: Final = "archaeologist_requests"
 CAMPAIGN_RECORDS: Final = "archaeologist_campaigns"
+WORKER_RECORDS: Final = "archaeologist_workers"
+SLOT_RECORDS: Final = "archaeologist_slots"
 
 # Headers.
 MESSAGE_ID: Final = "Nats-Msg-Id"

@@ -117,6 +117,9 @@ def buckets(settings: Settings) -> list[api.KeyValueConfig]:
         api.KeyValueConfig(bucket=subjects.JOB_RECORDS, history=1, replicas=settings.bus.replicas),
         api.KeyValueConfig(bucket=subjects.REQUEST_RECORDS, history=1, ttl=30 * DAY, replicas=settings.bus.replicas),
         api.KeyValueConfig(bucket=subjects.CAMPAIGN_RECORDS, history=1, replicas=settings.bus.replicas),
+        # A worker that vanished is shown as silent for a day.
+        api.KeyValueConfig(bucket=subjects.WORKER_RECORDS, history=1, ttl=DAY, replicas=settings.bus.replicas),
+        api.KeyValueConfig(bucket=subjects.SLOT_RECORDS, history=1, replicas=settings.bus.replicas),
     ]
 
 

@@ -28,7 +28,7 @@ async def test_everything_is_created_once_and_then_left_alone(bare: Bus, setting
     assert {change.action for change in created} == {"created"}
     assert {change.action for change in await ensure(bare, settings)} == {"unchanged"}
     kinds = [change.kind for change in created]
-    assert (kinds.count("stream"), kinds.count("bucket"), kinds.count("consumer")) == (5, 3, 8)
+    assert (kinds.count("stream"), kinds.count("bucket"), kinds.count("consumer")) == (5, 5, 8)
     assert await differences(bare, settings) == []
 
 
@@ -48,10 +48,10 @@ async def test_what_happened_is_kept_thirty_days(bus: Bus, stream: str, window: 
     assert (config.retention, config.max_age, config.duplicate_window) == ("limits", 30 * DAY, window)
 
 
-async def test_requests_expire_and_job_records_do_not(bus: Bus) -> None:
-    requests = (await bus.jetstream.stream_info(f"KV_{subjects.REQUEST_RECORDS}")).config
-    jobs = (await bus.jetstream.stream_info(f"KV_{subjects.JOB_RECORDS}")).config
-    assert (requests.max_age, jobs.max_age) == (30 * DAY, 0)
+async def test_requests_and_workers_expire_and_job_records_do_not(bus: Bus) -> None:
+    buckets = (subjects.REQUEST_RECORDS, subjects.WORKER_RECORDS, subjects.JOB_RECORDS)
+    ages = [(await bus.jetstream.stream_info(f"KV_{bucket}")).config.max_age for bucket in buckets]
+    assert ages == [30 * DAY, DAY, 0]
 
 
 async def test_durables_follow_the_settings(bus: Bus, settings: Settings) -> None:
