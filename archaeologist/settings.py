@@ -214,6 +214,14 @@ class WorkerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Give the page cache of what was read back to the machine."""
 
 
+class LinkSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A link in the page's header, to another page of the house."""
+
+    title: Annotated[str, Meta(min_length=1, max_length=40)]
+    address: Annotated[str, Meta(pattern=r"^(https?://|/(?!/))[!-~]{0,1000}$(?!\n)")]
+    """``https://…``, ``http://…`` or a path of this server."""
+
+
 class WebSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The HTTP API."""
 
@@ -225,6 +233,8 @@ class WebSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """What a request that changes something must carry; made where it is needed and none is set."""
     allowed_hosts: tuple[str, ...] = ()
     """More names under which this server is asked for."""
+    links: tuple[LinkSettings, ...] = ()
+    """What the page's header links to."""
     max_streams: Positive = 32
     """Live streams open at once."""
     max_body_bytes: Annotated[int, Meta(ge=1024, le=256 * 1024)] = 256 * 1024

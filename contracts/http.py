@@ -123,6 +123,14 @@ class Table(Struct, frozen=True, kw_only=True):
     """What was left out."""
 
 
+class Definition(Struct, frozen=True, kw_only=True):
+    """What a field means."""
+
+    text: str
+    address: str
+    """Where on this server more is said."""
+
+
 class Drawing(Struct, frozen=True, kw_only=True):
     """A figure as plotly takes it, without a theme, and the table behind it."""
 
@@ -132,6 +140,8 @@ class Drawing(Struct, frozen=True, kw_only=True):
     title: str = ""
     definition: str = ""
     """Of the metric."""
+    address: str = ""
+    """Where on this server more is said of it."""
 
 
 class MetricEntry(Struct, frozen=True, kw_only=True):

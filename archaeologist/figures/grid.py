@@ -21,6 +21,8 @@ class Metric(Struct, frozen=True, kw_only=True):
 
     title: str
     definition: str
+    section: str
+    """Of the page on the statistics, where more is said."""
     summary: Literal["drift", "health"]
     field: str
     """Of the summary's layers; for ``kl`` of the whole model."""
@@ -35,14 +37,23 @@ METRICS: Final[dict[str, Metric]] = {
     "relative_l2": Metric(
         title="Relative L2",
         definition="norm of the change over the reference's norm",
+        section="weight-drift",
         summary="drift",
         field="relative_l2",
         has_resolution=True,
     ),
-    "l2": Metric(title="L2", definition="norm of the change", summary="drift", field="l2", has_resolution=True),
+    "l2": Metric(
+        title="L2",
+        definition="norm of the change",
+        section="weight-drift",
+        summary="drift",
+        field="l2",
+        has_resolution=True,
+    ),
     "one_minus_cosine": Metric(
         title="1 − cosine",  # noqa: RUF001 -- a minus sign
         definition="how far the direction turned",
+        section="weight-drift",
         summary="drift",
         field="one_minus_cosine",
         has_resolution=True,
@@ -50,6 +61,7 @@ METRICS: Final[dict[str, Metric]] = {
     "changed_fraction": Metric(
         title="Changed fraction",
         definition="share of values whose bits differ",
+        section="weight-drift",
         summary="drift",
         field="changed_fraction",
         is_log=False,
@@ -57,6 +69,7 @@ METRICS: Final[dict[str, Metric]] = {
     "cka": Metric(
         title="CKA",
         definition="similarity of the hidden states with the reference's, 1: the same",
+        section="functional-drift-and-predictions",
         summary="drift",
         field="cka",
         is_log=False,
@@ -65,18 +78,21 @@ METRICS: Final[dict[str, Metric]] = {
     "kl": Metric(
         title="KL divergence",
         definition="of the predictions from the reference's, in nats; one number for the whole model",
+        section="functional-drift-and-predictions",
         summary="drift",
         field="kl",
     ),
     "activation_std": Metric(
         title="Activation std",
         definition="standard deviation of the block's outputs on the probes",
+        section="activations",
         summary="health",
         field="activation_std",
     ),
     "rankme": Metric(
         title="RankMe",
         definition="effective rank of the hidden states",
+        section="representation",
         summary="health",
         field="rankme",
         keeps="smallest",

@@ -27,6 +27,7 @@ from archaeologist.report.campaign import MOST_ARTIFACTS, Campaign, artifacts, l
 from archaeologist.report.page import CLASSES
 from archaeologist.report.provenance import provenance
 from archaeologist.web.library import Library
+from archaeologist.web.manual import PLACE
 from contracts.artifacts import DriftTimeline, HealthTimeline, LayerStats, SkillFinding, SkillImpact, StabilityReport
 from contracts.http import Cards, Contents, Findings, MetricEntry, PlacedFinding, SkillEntry
 
@@ -148,6 +149,7 @@ def _strata(found: Chronicle, asked: Asked) -> bytes:
         tables.strata(metric, found.timeline, found.health),
         title=METRICS[metric].title,
         definition=METRICS[metric].definition,
+        address=f"{PLACE}#{METRICS[metric].section}",
     )
 
 
@@ -221,9 +223,15 @@ def _campaign(found: Chronicle) -> Campaign:
     )
 
 
-def _encoded(figure: Any, grid_of: tables.Grid, *, title: str = "", definition: str = "") -> bytes:
+def _encoded(figure: Any, grid_of: tables.Grid, *, title: str = "", definition: str = "", address: str = "") -> bytes:
     return msgspec.json.encode(
-        {"figure": msgspec.Raw(encoded(figure).encode()), "table": grid_of, "title": title, "definition": definition}
+        {
+            "figure": msgspec.Raw(encoded(figure).encode()),
+            "table": grid_of,
+            "title": title,
+            "definition": definition,
+            "address": address,
+        }
     )
 
 

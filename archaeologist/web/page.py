@@ -1,11 +1,11 @@
 """The page: one document, its style sheet and its modules, all from here. It reads what it shows from the API."""
 
 import importlib.metadata
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any, Final
 
 import msgspec
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from litestar import Request, Response, Router, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
@@ -14,6 +14,8 @@ from litestar.types import ControllerRouterHandler
 import archaeologist
 from archaeologist.analyses import ANALYSES
 from archaeologist.errors import RouteMissing
+from archaeologist.settings import LinkSettings
+from archaeologist.web import manual
 from archaeologist.web.analysis import ALREADY_ENCODED
 from archaeologist.web.documents import respond
 from archaeologist.web.library import Library
@@ -38,6 +40,7 @@ FILES: Final = {
     "api.js": SCRIPT,
     "campaign.js": SCRIPT,
     "checkpoints.js": SCRIPT,
+    "definitions.js": SCRIPT,
     "dom.js": SCRIPT,
     "events.js": SCRIPT,
     "figures.js": SCRIPT,
@@ -63,11 +66,19 @@ def read_page(request: Asked, library: NamedDependency[Library]) -> Response[byt
     return _page(request, library)
 
 
+@get(manual.PLACE, sync_to_thread=True)
+def read_statistics(request: Asked, library: NamedDependency[Library]) -> Response[bytes]:
+    """What every number is."""
+    return respond(request, library.shelf, ("statistics",), manual.document, media_type=HTML, headers=POLICY)
+
+
 @get("/assets/{name:str}", sync_to_thread=True)
 def read_asset(request: Asked, library: NamedDependency[Library], name: FromPath[str]) -> Response[bytes]:
     """A file of the page."""
     if name == _plotly_name():
         return respond(request, library.shelf, ("plotly", name), _plotly, media_type=SCRIPT, headers=FOREVER)
+    if name == "definitions.json":
+        return respond(request, library.shelf, ("asset", name), manual.glossary)
     if name == "themes.json":
         return respond(request, library.shelf, ("asset", name), _themes)
     if name == "base.css":
@@ -82,24 +93,19 @@ def read_asset(request: Asked, library: NamedDependency[Library], name: FromPath
 
 def routes() -> list[ControllerRouterHandler]:
     """The handlers of this module."""
-    handlers = [read_root, read_page, read_asset]
+    handlers = [read_root, read_page, read_statistics, read_asset]
     return [Router("/", include_in_schema=False, opt={ALREADY_ENCODED: True}, route_handlers=handlers)]
 
 
 def _page(request: Asked, library: Library) -> Response[bytes]:
-    return respond(request, library.shelf, ("page",), _document, media_type=HTML, headers=POLICY)
+    links = library.settings.web.links
+    key = ("page", *((link.title, link.address) for link in links))
+    return respond(request, library.shelf, key, lambda: _document(links), media_type=HTML, headers=POLICY)
 
 
-def _document() -> bytes:
-    environment = Environment(
-        loader=PackageLoader("archaeologist.web", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    found = environment.get_template("page.html.jinja").render(
-        version=archaeologist.__version__, plotly=_plotly_name(), analyses=ANALYSES
+def _document(links: Sequence[LinkSettings]) -> bytes:
+    found = manual.ENVIRONMENT.get_template("page.html.jinja").render(
+        version=archaeologist.__version__, plotly=_plotly_name(), analyses=ANALYSES, links=links
     )
     return found.encode()
 

@@ -14,6 +14,7 @@ from archaeologist.errors import SettingInvalid
 from archaeologist.settings import (
     BestReference,
     CampaignSettings,
+    LinkSettings,
     PathMapping,
     PolicySettings,
     Settings,
@@ -46,7 +47,7 @@ def leaves(value: Struct, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def every_setting() -> dict[str, Any]:
     """Every setting by its name in the documents."""
     found = dict(leaves(Settings()))
-    for table, kind in (("paths", PathMapping), ("campaigns", CampaignSettings)):
+    for table, kind in (("paths", PathMapping), ("campaigns", CampaignSettings), ("web.links", LinkSettings)):
         del found[table]
         place = "campaigns.*" if table == "campaigns" else table
         found |= {f"{place}.{field.encode_name}": WITHOUT_DEFAULT for field in msgspec.structs.fields(kind)}
@@ -165,6 +166,9 @@ def test_a_file_in_the_current_folder_is_found(tmp_path: Path, monkeypatch: pyte
         ('[policy]\nreference = "newest"\n', "newest"),
         ("[jobs.layer_stats]\nmax_running = -1\n", "max_running"),
         ('[worker]\nname = "a/b"\n', "worker.name"),
+        ('[[web.links]]\ntitle = "x"\naddress = "javascript:alert(1)"\n', "web.links[0].address"),
+        ('[[web.links]]\ntitle = "x"\naddress = "//elsewhere"\n', "web.links[0].address"),
+        ('[[web.links]]\ntitle = ""\naddress = "/"\n', "web.links[0].title"),
         ('[gpu]\ndevice = "cuda:x"\n', "gpu.device"),
         ('[gpu]\ndevice = "cuda\\n"\n', "gpu.device"),
         ("[gpu]\nshare = 0\n", "gpu.share"),

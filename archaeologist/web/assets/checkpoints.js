@@ -1,6 +1,7 @@
 // The analysed checkpoints, and all of one.
 
 import { ofCampaign, read } from "./api.js";
+import * as sections from "./definitions.js";
 import { ABSENT, byId, facts, fill, make, moment, number, say, scalars, table } from "./dom.js";
 
 const dialog = byId("detail");
@@ -46,8 +47,8 @@ const WEIGHTS = ["layer_type", "param_count", "l2", "growth", "nan_count", "inf_
 const DRIFT = ["relative_l2", "l2", "one_minus_cosine", "changed_fraction", "below_resolution", "total_l2", "sign_flips", "max_change"];
 const ACTIVE = ["mean", "std", "percentile_1", "percentile_99", "rankme", "anisotropy", "massive_count", "dead_neurons"];
 
-const grid = (title, found, fields) => Object.keys(found ?? {}).length
-  ? [make("h3", {}, title), table({ head: ["block", ...fields.map((name) => name.replaceAll("_", " "))], rows: rowsOf(found, fields) }, title)] : [];
+const grid = (title, found, fields, where) => Object.keys(found ?? {}).length
+  ? [make("h3", {}, title), table({ head: ["block", ...fields.map((name) => sections.term(where, name))], rows: rowsOf(found, fields) }, title)] : [];
 
 const list = (title, pairs) => (pairs.length ? [make("h3", {}, title), make("dl", {}, ...facts(pairs))] : []);
 
@@ -60,9 +61,9 @@ function parts(stats) {
     ]),
     ...(stats.alerts.length ? [make("h3", {}, "Alerts"), make("ul", {}, ...stats.alerts.map((alert) =>
       make("li", { class: alert.severity }, `${alert.severity}: ${alert.message || alert.metric}`)))] : []),
-    ...grid("Drift", stats.drift_stats, DRIFT),
-    ...grid("Weights", stats.weight_stats, WEIGHTS),
-    ...grid("Activations", stats.activation_stats, ACTIVE),
+    ...grid("Drift", stats.drift_stats, DRIFT, sections.DRIFT),
+    ...grid("Weights", stats.weight_stats, WEIGHTS, sections.WEIGHTS),
+    ...grid("Activations", stats.activation_stats, ACTIVE, sections.ACTIVATIONS),
     ...list("Predictions", [...scalars(stats.output_stats), ...scalars(out).map(([name, value]) => [`against the reference: ${name}`, value])]),
     ...list("Probes", [...scalars(stats.probe_info), ...scalars(stats.forward)]),
     ...list("Not computed", Object.entries(stats.not_computed)),

@@ -15,6 +15,13 @@ const templates = read("/assets/themes.json");
 
 const isNarrow = (frame) => frame.clientWidth < NARROW;
 
+// Drawn again where a frame crosses the width at which its layout changes, and when it comes into sight.
+const widths = new ResizeObserver((entries) => {
+  for (const { target } of entries) {
+    if (target.clientWidth && drawn.has(target) && target.dataset.narrow !== String(isNarrow(target))) put(target);
+  }
+});
+
 // On a narrow screen the newest columns fill the frame and the others are dragged in; the labels stay.
 function narrowed(frame, layout) {
   if (!isNarrow(frame)) return layout;
@@ -36,35 +43,37 @@ function narrowed(frame, layout) {
 }
 
 async function put(frame) {
-  const { figure, more } = drawn.get(frame);
+  const { figure, more, listen } = drawn.get(frame);
   const template = (await templates)[theme()];
-  // A figure may have given way to another one meanwhile.
-  if (drawn.get(frame)?.figure !== figure) return;
+  // A figure may have given way to another one meanwhile; one out of sight has no width yet.
+  if (drawn.get(frame)?.figure !== figure || !frame.clientWidth) return;
+  const narrow = String(isNarrow(frame));
+  // Plotly leaves pieces of a scale behind when it moves from one side to another.
+  const isNew = frame.dataset.narrow !== narrow;
+  delete frame.dataset.drawn;
+  if (isNew) Plotly.purge(frame);
+  frame.dataset.narrow = narrow;
   const layout = narrowed(frame, { ...figure.layout, ...more(figure), template, autosize: true });
   await Plotly.react(frame, figure.data, layout, CONFIG);
+  if (isNew) listen(frame);
   frame.dataset.drawn = "yes";
 }
 
-// Draws a figure with the table behind it; `more` adds to its layout.
-export async function draw(name, drawing, more = () => ({})) {
+// Draws a figure with the table behind it; `more` adds to its layout, `listen` is told of a frame that is drawn anew.
+export async function draw(name, drawing, { more = () => ({}), listen = () => {} } = {}) {
   const frame = byId(`figure-${name}`);
   delete frame.dataset.drawn;
-  drawn.set(frame, { figure: drawing.figure, more });
+  drawn.set(frame, { figure: drawing.figure, more, listen });
+  widths.observe(frame);
   const behind = byId(`table-${name}`);
   // Long tables are made when they are opened.
   const show = () => fill(behind, table(drawing.table, drawing.title || name));
   behind.parentElement.ontoggle = () => behind.parentElement.open && show();
   if (behind.parentElement.open) show();
   await put(frame);
-  return frame;
 }
 
 export const redraw = (name) => drawn.has(byId(`figure-${name}`)) && put(byId(`figure-${name}`));
 
 const redrawAll = () => Promise.all([...drawn.keys()].map(put));
 document.addEventListener("themechange", redrawAll);
-let width = innerWidth;
-addEventListener("resize", () => {
-  if ((innerWidth < NARROW + 40) !== (width < NARROW + 40)) redrawAll();
-  width = innerWidth;
-});

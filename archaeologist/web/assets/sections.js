@@ -1,6 +1,7 @@
 // The sections that are read: findings, cards, movers, layer detail, skills, health, provenance.
 
 import { ofCampaign, read } from "./api.js";
+import { ACTIVATIONS, DRIFT, WEIGHTS, term } from "./definitions.js";
 import { byId, choose, facts, fill, make, say, scalars, table } from "./dom.js";
 import { draw, redraw } from "./figures.js";
 
@@ -56,13 +57,12 @@ export async function showMovers(campaign, contents, open) {
   byId("movers-shown").hidden = !contents.has_movers;
   byId("movers-none").hidden = contents.has_movers;
   if (!contents.has_movers) return;
-  const frame = await draw("movers", await read(ofCampaign(campaign, "figures/movers")));
-  frame.removeAllListeners("plotly_click");
-  frame.on("plotly_click", ({ points }) => {
+  const listen = (frame) => frame.on("plotly_click", ({ points }) => {
     const { meta, yaxis } = frame.layout;
     const place = yaxis.categoryarray.indexOf(points[0].y);
     open(meta.blocks[meta.blocks.length - 1 - place], null);
   });
+  await draw("movers", await read(ofCampaign(campaign, "figures/movers")), { listen });
   const classes = Object.entries(contents.classes).map(([name, count]) => `${count} ${name}`).join(", ");
   say("classes", classes && `${classes}. Over the newest ${contents.window} checkpoints; directions are estimated from sketches.`);
 }
@@ -80,15 +80,15 @@ const mark = ({ layout }) => ({
 
 export async function showLayer(campaign, block) {
   const drawing = await read(ofCampaign(campaign, "figures/layer", { block }));
-  if (byId("block").value === block) await draw("layer", drawing, mark);
+  if (byId("block").value === block) await draw("layer", drawing, { more: mark });
 }
 
 const CELL = ["layer_type", "param_count", "l2", "growth", "nan_count", "inf_count"];
 const MOVED = ["relative_l2", "l2", "one_minus_cosine", "changed_fraction", "below_resolution", "sign_flips", "max_change"];
 const ACTIVE = ["mean", "std", "percentile_1", "percentile_99", "rankme", "anisotropy", "massive_count", "dead_neurons"];
 
-const part = (found, names, prefix) => scalars(Object.fromEntries(names.map((name) => [name, found?.[name] ?? null])))
-  .map(([name, value]) => [`${prefix} ${name}`, value]);
+const part = (found, names, prefix, sections) => names.flatMap((name) => scalars({ [name]: found?.[name] ?? null })
+  .map(([words, value]) => [term(sections, name, `${prefix} ${words}`), value]));
 
 // What was found of a block at a step.
 export async function showCell(campaign, block, step) {
@@ -99,9 +99,9 @@ export async function showCell(campaign, block, step) {
   if (byId("block").value !== block || marked !== step) return;
   const pairs = [
     ["compared with", stats.reference_checkpoint_step === null ? "nothing" : `step ${stats.reference_checkpoint_step}`],
-    ...part(stats.drift_stats[block], MOVED, "drift:"),
-    ...part(stats.weight_stats[block], CELL, "weights:"),
-    ...part(stats.activation_stats[block], ACTIVE, "activations:"),
+    ...part(stats.drift_stats[block], MOVED, "drift:", DRIFT),
+    ...part(stats.weight_stats[block], CELL, "weights:", WEIGHTS),
+    ...part(stats.activation_stats[block], ACTIVE, "activations:", ACTIVATIONS),
   ];
   fill(byId("cell-detail"), ...facts(pairs.length > 1 ? pairs : [["nothing", "this block is not in this artifact"]]));
 }

@@ -21,15 +21,14 @@ export async function showStrata(which, select) {
   if (campaign !== which || metric.value !== wanted) return;
   title = drawing.title;
   say("definition", drawing.definition);
+  byId("definition-more").href = drawing.address;
   const { blocks, steps } = drawing.figure.layout.meta;
   // The top row of the newest checkpoint: where a reader begins.
   Object.assign(place, { row: blocks.length - 1, column: steps.length - 1 });
-  await draw("strata", drawing);
-  if (!frame.dataset.listens) listen();
+  await draw("strata", drawing, { listen });
 }
 
 function listen() {
-  frame.dataset.listens = "yes";
   frame.on("plotly_click", ({ points }) => {
     const [point] = points;
     const step = stepOf(point.curveNumber === 0 ? point.pointNumber[1] : frame.layout.xaxis.categoryarray.indexOf(point.x));

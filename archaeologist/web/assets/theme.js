@@ -17,9 +17,10 @@ function apply() {
   document.dispatchEvent(new Event("themechange"));
 }
 
+// Not every document has the switch.
 const select = document.getElementById("theme");
-select.value = chosen() ?? "system";
-select.addEventListener("change", () => {
+if (select) select.value = chosen() ?? "system";
+select?.addEventListener("change", () => {
   if (select.value === "system") localStorage.removeItem(CHOICE);
   else localStorage.setItem(CHOICE, select.value);
   apply();

@@ -100,6 +100,8 @@ async def test_a_campaign_is_read_without_a_bus(tmp_path: Path, browser: Browser
             timeline = (await api.get(f"/api/analysis/{CAMPAIGN}/drift_timeline")).json()
             await the_strata_are_right(tab, timeline)
             await a_cell_opens_its_block(tab, timeline)
+            await a_name_says_what_it_means(tab)
+            await a_frame_that_is_resized_is_drawn_for_its_width(tab)
             await names_are_text(tab)
             await a_checkpoint_is_shown_whole(tab)
             await expect(tab.page.locator("#lamp-words")).to_contain_text("bus down since")
@@ -124,11 +126,12 @@ async def the_strata_are_right(tab: Tab, timeline: dict[str, Any]) -> None:
         assert row[1:] == pytest.approx(numbers, rel=1e-6)
     await tab.page.locator("#metric").select_option("changed_fraction")
     await expect(tab.page.locator("#definition")).to_have_text("share of values whose bits differ")
-    await tab.page.wait_for_function(f"({VALUES})[0][1] === 1")
+    await shown(tab)
+    assert (await tab.page.evaluate(VALUES))[0][1] == 1
     await tab.page.locator("#metric").select_option("relative_l2")
     await expect(tab.page.locator("#definition")).to_contain_text("reference's norm")
-    await tab.page.wait_for_function(f"({VALUES})[0][1] !== 1")
     await shown(tab)
+    assert (await tab.page.evaluate(VALUES))[0][1] != 1
 
 
 async def a_cell_opens_its_block(tab: Tab, timeline: dict[str, Any]) -> None:
@@ -145,6 +148,35 @@ async def a_cell_opens_its_block(tab: Tab, timeline: dict[str, Any]) -> None:
     await tab.page.keyboard.press("Enter")
     await expect(tab.page.locator("#cell-title")).to_have_text("At step 400")
     await expect(tab.page.locator("#block")).to_have_value("model.layers.3")
+
+
+async def a_name_says_what_it_means(tab: Tab) -> None:
+    meaning = tab.page.locator("#meaning")
+    drift = tab.page.locator("#cell-detail a.term", has_text="drift: relative l2")
+    await drift.hover()
+    await expect(meaning).to_contain_text("The headline: raw L2 favours large tensors")
+    await tab.page.keyboard.press("Escape")
+    await expect(meaning).to_be_hidden()
+    await drift.focus()
+    await expect(meaning).to_be_visible()
+    await expect(drift).to_have_attribute("href", "/docs/statistics#weight-drift")
+    await expect(tab.page.locator("#definition-more")).to_have_attribute("href", "/docs/statistics#weight-drift")
+    await tab.page.locator("#block").focus()
+    await expect(meaning).to_be_hidden()
+
+
+SCALE: Final = """[...document.querySelectorAll("#figure-strata .infolayer text")].map((text) => text.textContent)"""
+
+
+async def a_frame_that_is_resized_is_drawn_for_its_width(tab: Tab) -> None:
+    before = await tab.page.evaluate(SCALE)
+    for width, narrow in ((500, "true"), (1280, "false")):
+        await tab.page.set_viewport_size({"width": width, "height": 900})
+        await expect(tab.page.locator(f"#figure-strata[data-narrow={narrow}][data-drawn]")).to_be_attached()
+    assert await tab.page.evaluate(SCALE) == before
+    await tab.page.mouse.click(*await tab.page.evaluate(PLACE, [2, STEPS.index(400)]))
+    await expect(tab.page.locator("#cell-title")).to_have_text("At step 400")
+    await expect(tab.page.locator("#block")).to_have_value("model.layers.2")
 
 
 async def names_are_text(tab: Tab) -> None:
@@ -229,6 +261,12 @@ async def test_an_empty_campaign_says_what_makes_the_first_checkpoint_arrive(tmp
         await tab.page.locator("#run-step").fill("1")
         await tab.page.locator("#run-button").click()
         await expect(tab.page.locator("#token")).to_be_focused()
+        troubles = len(tab.troubles)
+        await tab.page.get_by_text("What the numbers are").click()
+        await expect(tab.page.locator("#weight-drift")).to_be_attached()
+        assert await tab.page.evaluate(ground) == "rgb(22, 19, 15)"  # as chosen
+        assert await tab.page.evaluate("document.documentElement.scrollWidth") == 360
+        assert tab.troubles[troubles:] == []
 
 
 async def test_the_page_is_drawn_at_three_widths_in_both_themes(
