@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from archaeologist.artifacts.paths import CampaignFolder
-from archaeologist.artifacts.store import put_in_place, read_layer_stats, write_whole
+from archaeologist.artifacts.store import read_layer_stats
 from archaeologist.errors import (
     ArchaeologistError,
     ArchiveUnavailable,
@@ -27,6 +27,7 @@ from archaeologist.errors import (
     SummariesLate,
 )
 from archaeologist.summaries import sources, store
+from archaeologist.summaries.continuation import Coverage, Written, place, write_timeline
 from archaeologist.summaries.extract import Extract, extract
 from archaeologist.summaries.intervals import Pair, consecutive, estimates_needed
 from archaeologist.summaries.sketches import Sketches
@@ -36,7 +37,7 @@ from archaeologist.summaries.sources import Inputs, Source
 from archaeologist.summaries.stability import stability_report, window
 from archaeologist.summaries.store import Entry, Store
 from archaeologist.summaries.table import Table
-from archaeologist.summaries.timelines import drift_timeline, health_timeline
+from archaeologist.summaries.timelines import alerts, drift_timeline, health_timeline
 from contracts.artifacts import LayerStats, LeftOut, SkillHistory, SkillImpact, StabilityReport
 
 LOCK: Final = ".summaries.lock"
@@ -97,8 +98,9 @@ def _summarized(folder: CampaignFolder, inputs: Inputs, known: Store, *, until: 
     fresh = _with_artifacts(folder, inputs, known, until=until)
     extracts = _extracts(fresh)
     sketches = Sketches(folder, extracts, signatures=inputs.sketches, store=fresh, until=until)
+    coverage = Coverage(Table(list(extracts.values())), _signatures(fresh))
     try:
-        left_out = _write_all(folder, Table(list(extracts.values())), sketches, _problems(fresh))
+        written = _write_all(folder, coverage, sketches, fresh)
     except SummariesLate:
         partly = {"distances": {**fresh.distances, **sketches.distances}, "turns": {**fresh.turns, **sketches.turns}}
         store.save(folder.summaries, msgspec.structs.replace(fresh, **partly))
@@ -106,7 +108,8 @@ def _summarized(folder: CampaignFolder, inputs: Inputs, known: Store, *, until: 
     # What nothing asked for this time is dropped: it is of files that were replaced.
     measured = {"sketches": sketches.checked, "distances": sketches.distances, "turns": sketches.turns}
     read = sum(known.entries.get(name) is not entry for name, entry in fresh.entries.items())
-    return Outcome(len(extracts), read, left_out, is_changed=True), msgspec.structs.replace(fresh, **measured)
+    outcome = Outcome(len(extracts), read, written.left_out, is_changed=True)
+    return outcome, msgspec.structs.replace(fresh, timelines=written.timelines, **measured)
 
 
 def _with_artifacts(folder: CampaignFolder, inputs: Inputs, known: Store, *, until: float | None) -> Store:
@@ -162,26 +165,37 @@ def _entry(source: Source, artifact: LayerStats) -> Entry:
     return entry
 
 
-def _write_all(
-    folder: CampaignFolder, table: Table, sketches: Sketches, unreadable: tuple[LeftOut, ...]
-) -> tuple[LeftOut, ...]:
-    """Computes and writes every summary; what was left out of them."""
+class _Written(NamedTuple):
+    """Every summary."""
+
+    left_out: tuple[LeftOut, ...]
+    timelines: dict[str, Written]
+
+
+def _write_all(folder: CampaignFolder, coverage: Coverage, sketches: Sketches, known: Store) -> _Written:
+    """Computes and writes every summary."""
     whose = {"hero_id": folder.hero_id, "campaign_id": folder.campaign_id}
+    table, unreadable = coverage.table, _problems(known)
+    told = alerts(table.extracts)
+    makers: dict[Path, Callable[[Table], Struct]] = {
+        folder.timeline: lambda part: drift_timeline(part, left_out=unreadable, **whose),
+        folder.health: lambda part: health_timeline(part, alerts=told, left_out=unreadable, **whose),
+    }
     # The long ones go to the disk while the others are computed.
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting = [
-            pool.submit(_write, folder.timeline, drift_timeline(table, left_out=unreadable, **whose)),
-            pool.submit(_write, folder.health, health_timeline(table, left_out=unreadable, **whose)),
-        ]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        timelines = {
+            path.name: pool.submit(write_timeline, path, maker, coverage=coverage, known=known.timelines.get(path.name))
+            for path, maker in makers.items()
+        }
         stability = _stability(table, sketches, unreadable, whose)
         impact = _skill_impact(folder, table, sketches, unreadable)
-        waiting += [
+        others = [
             pool.submit(_write, folder.stability, stability),
             pool.submit(_write, folder.skill_impact, impact),
         ]
-        for written in waiting:
-            written.result()
-    return impact.left_out
+        for other in others:
+            other.result()
+        return _Written(impact.left_out, {name: timeline.result() for name, timeline in timelines.items()})
 
 
 def _stability(
@@ -222,15 +236,19 @@ def _distances(sketches: Sketches, pairs: Iterable[Pair]) -> dict[Pair, dict[str
 
 
 def _write(path: Path, summary: Struct) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    write_whole(temporary, msgspec.json.encode(summary))
-    put_in_place(temporary, path, superseded_folder=None)
+    place(path, msgspec.json.encode(summary))
 
 
 def _extracts(known: Store) -> dict[int, Extract]:
     """By step, ascending."""
     found = [entry.extract for entry in known.entries.values() if entry.extract]
     return {one.step: one for one in sorted(found, key=lambda one: one.step)}
+
+
+def _signatures(known: Store) -> list[str]:
+    """Of the files of the extracts, in the order of these."""
+    found = [(entry.extract.step, entry.signature) for entry in known.entries.values() if entry.extract]
+    return [signature for _, signature in sorted(found)]
 
 
 def _is_out_of_reach(entry: Entry) -> bool:

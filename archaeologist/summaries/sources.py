@@ -19,7 +19,7 @@ from archaeologist.artifacts.storage import sign, stored
 if TYPE_CHECKING:
     import os
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Raised whenever an extract, a summary or what is computed from a sketch changes its meaning."""
 MARKER: Final = ".inputs"
 """Beside the summaries: the digest of what they were made from."""

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 import archaeologist
 from archaeologist.files import read_bounded
+from archaeologist.summaries.continuation import Written
 from archaeologist.summaries.extract import Extract
 from archaeologist.summaries.sources import FORMAT
 from contracts.artifacts import LeftOut
@@ -61,6 +62,8 @@ class Store(Struct, frozen=True, kw_only=True):
     """L2 of each block's change, by the identities of two sketches."""
     turns: dict[str, Measured] = {}
     """Cosine of each block's changes over two intervals, by the identities of three sketches."""
+    timelines: dict[str, Written] = {}
+    """By the name of the summary."""
 
 
 def load(folder: Path) -> Store:

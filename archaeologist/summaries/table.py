@@ -6,7 +6,7 @@ stays aligned with the checkpoints.
 
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -20,32 +20,50 @@ MAX_INTEGER: Final = 2**53
 """Counts are kept as float64; beyond this they are not exact, and no tensor has that many values."""
 
 
+class _Alike(NamedTuple):
+    """Extracts that have the same blocks."""
+
+    rows: list[int]
+    """Of their blocks."""
+    numbers: list[int]
+    """Of the extracts."""
+    values: Floats
+    """Shape (extracts, columns, blocks)."""
+
+
 class Table:
     """The extracts of a campaign, ascending by step.
 
     Args:
         extracts: One a step, in order.
+        kinds: Layer type by block; None: of the blocks that the extracts have.
     """
 
-    def __init__(self, extracts: Sequence[Extract]) -> None:
+    def __init__(self, extracts: Sequence[Extract], kinds: dict[str, str] | None = None) -> None:
         self.extracts = tuple(extracts)
         self.steps = tuple(extract.step for extract in self.extracts)
-        self.kinds = _union(self.extracts)
+        self.kinds = _union(self.extracts) if kinds is None else kinds
         """Layer type by block. The newest checkpoint's blocks in its order, then those that only earlier ones have."""
         self.blocks = tuple(self.kinds)
+        self._columns: dict[str, Floats] = {}
+
+    def after(self, count: int) -> Self:
+        """The table without its oldest checkpoints, but with all of the blocks."""
+        return type(self)(self.extracts[count:], self.kinds)
 
     @cached_property
-    def _values(self) -> Floats:
-        """Shape (columns, blocks, checkpoints)."""
-        values = np.full((len(COLUMNS), len(self.blocks), len(self.extracts)), np.nan)
-        row = {name: number for number, name in enumerate(self.blocks)}
-        rows: dict[bytes, npt.NDArray[np.intp]] = {}
+    def _alike(self) -> list[_Alike]:
+        """The extracts by the blocks that they have."""
+        numbers: dict[bytes, list[int]] = {}
         for number, extract in enumerate(self.extracts):
-            if extract.blocks not in rows:
-                rows[extract.blocks] = np.array([row[name] for name, _ in _decoded(extract.blocks)], np.intp)
-            places = rows[extract.blocks]
-            values[:, places, number] = np.frombuffer(extract.columns, "<f8").reshape(len(COLUMNS), len(places))
-        return values
+            numbers.setdefault(extract.blocks, []).append(number)
+        row = {name: number for number, name in enumerate(self.blocks)}
+        found = []
+        for blocks, those in numbers.items():
+            rows = [row[name] for name, _ in _decoded(blocks)]
+            values = np.frombuffer(b"".join([self.extracts[number].columns for number in those]), "<f8")
+            found.append(_Alike(rows, those, values.reshape(len(those), len(COLUMNS), len(rows))))
+        return found
 
     @cached_property
     def _whole(self) -> Floats:
@@ -55,8 +73,12 @@ class Table:
 
     def column(self, name: str) -> Floats:
         """A number of every block, shape (blocks, checkpoints)."""
-        found: Floats = self._values[COLUMNS.index(name)]
-        return found
+        if name not in self._columns:
+            found = np.full((len(self.blocks), len(self.extracts)), np.nan)
+            for rows, numbers, values in self._alike:
+                found[np.ix_(rows, numbers)] = values[:, COLUMNS.index(name)].T
+            self._columns[name] = found
+        return self._columns[name]
 
     def whole(self, name: str) -> Floats:
         """A number of the whole model, shape (checkpoints,)."""

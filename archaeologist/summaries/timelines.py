@@ -21,7 +21,7 @@ def drift_timeline(table: Table, *, hero_id: str, campaign_id: str, left_out: Se
     """The drift of every block over the checkpoints that were compared with a reference.
 
     Args:
-        table: Of the whole campaign; checkpoints without drift take no part.
+        table: Of the checkpoints; those without drift take no part.
         hero_id: Whose campaign it is.
         campaign_id: Its name.
         left_out: Files that could not be read.
@@ -74,9 +74,22 @@ def _drift_layers(table: Table, compared: list[bool]) -> dict[str, LayerTimeline
 
 
 def health_timeline(
-    table: Table, *, hero_id: str, campaign_id: str, left_out: Sequence[LeftOut] = ()
+    table: Table,
+    *,
+    hero_id: str,
+    campaign_id: str,
+    alerts: Sequence[HealthAlert] = (),
+    left_out: Sequence[LeftOut] = (),
 ) -> HealthTimeline:
-    """The health of every block over all analysed checkpoints; arguments as for ``drift_timeline``."""
+    """The health of every block over all analysed checkpoints.
+
+    Args:
+        table: Of the checkpoints.
+        hero_id: Whose campaign it is.
+        campaign_id: Its name.
+        alerts: Of the whole campaign.
+        left_out: Files that could not be read.
+    """
     layers = {
         name: LayerHealthTimeline(
             name=name,
@@ -104,12 +117,13 @@ def health_timeline(
         entropy=numbers(table.whole("entropy")),
         loss=numbers(table.whole("loss")),
         probes=tuple(extract.probes for extract in table.extracts),
-        alerts=tuple(_alerts(table.extracts)),
+        alerts=tuple(alerts),
         left_out=tuple(left_out),
     )
 
 
-def _alerts(extracts: Sequence[Extract]) -> list[HealthAlert]:
+def alerts(extracts: Sequence[Extract]) -> list[HealthAlert]:
+    """Every alert of some checkpoints, in their order."""
     return [
         HealthAlert(checkpoint_step=extract.step, **msgspec.structs.asdict(alert))
         for extract in extracts

@@ -5,15 +5,11 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 import msgspec
 
 from archaeologist.errors import ParameterInvalid
+from archaeologist.summaries.seams import ALWAYS, NOT_ALIGNED
 from contracts.artifacts import DriftTimeline, HealthTimeline
 
 MAX_TEXT: Final = 2000
 MAX_NAMES: Final = 100
-
-NOT_ALIGNED: Final = frozenset({"version", "campaign_id", "hero_id", "layers", "left_out", "alerts"})
-"""Fields of a timeline that have no entry for each checkpoint."""
-ALWAYS: Final = ("name", "layer_type")
-"""Fields of a block that are not chosen."""
 
 Timeline = TypeVar("Timeline", DriftTimeline, HealthTimeline)
 
