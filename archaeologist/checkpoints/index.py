@@ -5,7 +5,7 @@ shards; only headers and JSON are read, with the standard library alone. Values 
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -26,11 +26,13 @@ from archaeologist.files import opened, read_bounded
 CONFIG: Final = "config.json"
 MAX_CONFIG_BYTES: Final = 4_000_000
 
-READ_DTYPES: Final = ("F32", "F16", "BF16")
+READ_DTYPES: Final = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 
 _BUFFER_DTYPES: Final = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
 
 _SCALED_BITS: Final = 8
+_SCALE: Final = "scale"
+"""In the name of what multiplies a tensor beside it: ``weight_scale_inv``, ``weight_scale``, ``scale_weight``."""
 
 # Integers under such a name are packed weights: bitsandbytes, GPTQ, AWQ, compressed-tensors.
 _WEIGHT_NAMES: Final = frozenset({"weight", "qweight", "weight_packed"})
@@ -84,7 +86,8 @@ def read_index(path: Path, *, allowed: Sequence[Path] = ()) -> CheckpointIndex:
 
     With both ``model.safetensors`` and a sharded index in the folder the single file wins, as in transformers.
     Integer and boolean buffers (``position_ids``) and buffers in other dtypes are listed as skipped. Weights in a
-    dtype that is not read refuse the whole checkpoint: its statistics would be of something else.
+    dtype that is not read refuse the whole checkpoint: its statistics would be of something else. So do 8-bit floats
+    that have scales beside them.
 
     Args:
         path: The folder or file.
@@ -191,7 +194,7 @@ def _sort_out(everything: Iterable[_Stored]) -> _SortedOut:
     """The tensors that are read, and those that are not.
 
     Raises:
-        DtypeUnsupported: Weights would be left out, or most of the bytes.
+        DtypeUnsupported: Weights would be left out, or most of the bytes, or are scaled by what lies beside them.
     """
     tensors: dict[str, TensorEntry] = {}
     skipped: dict[str, str] = {}
@@ -208,6 +211,7 @@ def _sort_out(everything: Iterable[_Stored]) -> _SortedOut:
             tensors[tensor.name] = _entry(stored)
     if sum(tensor.size for tensor in unread) > sum(entry.size for entry in tensors.values()):
         raise _unsupported(max(unread, key=lambda tensor: tensor.size))
+    _check_unscaled(tensors, {*tensors, *skipped})
     return _SortedOut(tensors, skipped, skipped_bytes)
 
 
@@ -223,11 +227,28 @@ def _entry(stored: _Stored) -> TensorEntry:
     )
 
 
+def _check_unscaled(tensors: dict[str, TensorEntry], names: Collection[str]) -> None:
+    """The values of 8-bit floats are weights only where nothing multiplies them."""
+    scales: dict[str, str] = {}
+    for name in names:
+        module, _, last = name.rpartition(".")
+        if _SCALE in last:
+            scales.setdefault(module, name)
+    for entry in tensors.values():
+        scale = scales.get(entry.name.rpartition(".")[0])
+        if entry.dtype.startswith("F8_") and scale is not None:
+            msg = (
+                f"tensor {shown(entry.name)} is {entry.dtype} and multiplied by {shown(scale)}, 8-bit floats are read"
+                " without scales; save the model dequantised"
+            )
+            raise DtypeUnsupported(msg)
+
+
 def _reason_to_skip(tensor: StoredTensor) -> str | None:
     if tensor.dtype in READ_DTYPES:
         return None
     is_buffer = tensor.dtype in _BUFFER_DTYPES
-    # Floats of 8 bits and fewer come with scales: without these their values mean nothing.
+    # Floats of fewer bits come with scales, and are the scales: without these their values mean nothing.
     is_scaled = not is_buffer and DTYPE_BITS[tensor.dtype] <= _SCALED_BITS
     if is_scaled or tensor.name.rpartition(".")[2] in _WEIGHT_NAMES:
         raise _unsupported(tensor)

@@ -20,6 +20,7 @@ from archaeologist.excavation.plan import Pair, Plan
 from archaeologist.excavation.tally import WIDTHS
 from archaeologist.excavation.walk import BlockResult, thread_count
 from archaeologist.findings.wording import listed
+from archaeologist.statistics import float8
 from archaeologist.statistics.power_law import FEWEST, PowerLaw, fitted
 from archaeologist.statistics.spectrum import eigenvalues, gram, spectrum
 from contracts.artifacts import LayerDriftStats, LayerWeightStats, Spectrum
@@ -230,4 +231,6 @@ def _decoded(stored: Bytes, dtype: str) -> Floats:
     if dtype == "BF16":
         bits = stored.view(np.uint16)[..., 0].astype(np.uint32) << np.uint32(16)
         return bits.view(np.float32).astype(np.float64)
+    if dtype in float8.FORMATS:
+        return float8.values(dtype).astype(np.float64)[stored[..., 0]]
     return stored.view(np.float16 if dtype == "F16" else np.float32)[..., 0].astype(np.float64)

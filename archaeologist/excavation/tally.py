@@ -26,8 +26,8 @@ SEGMENT: Final = 1 << 22
 MAX_LINES: Final = 1 << 22
 """A matrix with more rows or columns than this is not searched for dead ones: their sums would take 32 MB and more."""
 
-KINDS: Final = {"BF16": kernels.BF16, "F16": kernels.F16, "F32": kernels.F32}
-WIDTHS: Final = {"BF16": 2, "F16": 2, "F32": 4}
+KINDS: Final = {"BF16": kernels.BF16, "F16": kernels.F16, "F32": kernels.F32, **kernels.FLOAT8}
+WIDTHS: Final = {"BF16": 2, "F16": 2, "F32": 4, **dict.fromkeys(kernels.FLOAT8, 1)}
 """Bytes of a value."""
 
 

@@ -10,7 +10,15 @@ NAMED: Final = 3
 """How many names a sentence lists."""
 
 _NUMBER: Final = re.compile(r"\.(\d{1,9})$")
-_DTYPES: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+_DTYPES: Final = {
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "F32": "float32",
+    "F8_E4M3": "float8_e4m3",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+}
 
 Value = TypeVar("Value")
 

@@ -1,8 +1,8 @@
-"""The distribution of a tensor's values, from counts of bit patterns: exact for 16-bit floats.
+"""The distribution of a tensor's values, from counts of bit patterns: exact for floats of 16 and 8 bits.
 
-A 16-bit float has 65,536 patterns, so their counts are the whole distribution: every percentile is exact, and mean,
-deviation, norm and kurtosis are float64 sums over at most 65,536 values. For float32 the upper 16 bits are counted:
-percentiles come from the middle of a bin (relative error below 2⁻⁸), everything else from exact moments.
+A 16-bit float has 65,536 patterns, an 8-bit one 256, so their counts are the whole distribution: every percentile is
+exact, and mean, deviation, norm and kurtosis are float64 sums over at most 65,536 values. For float32 the upper 16 bits
+are counted: percentiles come from the middle of a bin (relative error below 2⁻⁸), everything else from exact moments.
 
 Used by the excavation for weights and activations. Pure NumPy; the counting itself is done by ``kernels``.
 """
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from archaeologist.statistics import float8
 from contracts.artifacts import PERCENTILES
 
 Counts = npt.NDArray[np.int64]
@@ -68,11 +69,12 @@ class Distribution(Struct, frozen=True, kw_only=True):
 
 
 def from_bits(counts: Counts, dtype: str) -> Distribution:
-    """The exact distribution of 16-bit floats. Sums are float64, central ones about the mean.
+    """The exact distribution of floats of 16 or 8 bits. Sums are float64, central ones about the mean.
 
     Args:
-        counts: How often each bit pattern occurs, shape (65536,).
-        dtype: ``BF16`` or ``F16``.
+        counts: How often each bit pattern occurs, shape (65536,); of 8-bit floats each pattern stands in it 256 times,
+            one after 256 others, and the counts are added up.
+        dtype: ``BF16``, ``F16`` or one of ``float8.FORMATS``.
     """
     ordered, values, nan_count, inf_count = _ordered(counts, dtype)
     if not ordered.size:
@@ -84,7 +86,7 @@ def from_bits(counts: Counts, dtype: str) -> Distribution:
     weighted_deviations = ordered * deviations
     moments = Moments(
         count=count,
-        zeros=int(counts[0] + counts[_HALF]),
+        zeros=int(ordered[values == 0].sum()),
         nan_count=nan_count,
         inf_count=inf_count,
         mean=mean,
@@ -159,6 +161,8 @@ def assemble(moments: Moments, found: tuple[float, ...]) -> Distribution:
 
 def _ordered(counts: Counts, dtype: str) -> tuple[Counts, Floats, int, int]:
     """Counts that are not 0 with their values, ascending and finite; then the numbers of NaN and of infinities."""
+    if dtype in float8.FORMATS:
+        return _ordered_short(counts.reshape(-1, float8.PATTERNS).sum(axis=0), dtype)
     infinite = _FIRST_INFINITE[dtype]
     positive, negative = counts[:infinite], counts[_HALF : _HALF + infinite]
     magnitudes = _magnitudes(dtype)
@@ -169,6 +173,14 @@ def _ordered(counts: Counts, dtype: str) -> tuple[Counts, Floats, int, int]:
     inf_count = int(counts[infinite] + counts[_HALF + infinite])
     nan_count = int(counts[infinite + 1 : _HALF].sum() + counts[_HALF + infinite + 1 :].sum())
     return ordered, values, nan_count, inf_count
+
+
+def _ordered_short(counts: Counts, dtype: str) -> tuple[Counts, Floats, int, int]:
+    values = float8.values(dtype).astype(np.float64)
+    found = np.flatnonzero((counts > 0) & np.isfinite(values))
+    found = found[np.argsort(values[found], kind="stable")]
+    nan_count, inf_count = int(counts[np.isnan(values)].sum()), int(counts[np.isinf(values)].sum())
+    return counts[found], values[found] + 0.0, nan_count, inf_count  # -0 becomes 0
 
 
 @cache

@@ -1,8 +1,8 @@
 """The compiled kernel: everything that is summed over the values of a tensor and its reference, in one pass.
 
 ``dig`` is called by the excavation's threads without the GIL and adds to arrays that the caller owns. It works in
-pieces of ``PIECE`` values that stay in the first-level cache: decoded to float32 (exact for all three dtypes), looked
-at, summed. Products and sums are float64. Within a piece the compiler orders the additions (lanes of a vector
+pieces of ``PIECE`` values that stay in the first-level cache: decoded to float32 (exact for all dtypes), looked at,
+summed. Products and sums are float64. Within a piece the compiler orders the additions (lanes of a vector
 register); pieces are added in order. A piece with a NaN or an infinity takes a slower way in which these are counted
 and replaced by 0, so the sums cover finite values and the fast way needs no masks.
 
@@ -17,6 +17,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from archaeologist.statistics import float8
 from archaeologist.statistics.sketch import WIDTH, position_signs
 
 PIECE: Final = WIDTH
@@ -25,6 +26,9 @@ PIECE: Final = WIDTH
 BF16: Final = 0
 F16: Final = 1
 F32: Final = 2
+SHORTEST: Final = 3
+"""The first of the 8-bit floats' kinds."""
+FLOAT8: Final = {dtype: SHORTEST + number for number, dtype in enumerate(float8.FORMATS)}
 ABSENT: Final = -1
 """The reference's kind where there is none."""
 
@@ -63,6 +67,8 @@ SUB_HISTOGRAMS: Final = 2
 BINS: Final = 65_536
 
 _SIGNS: Final = position_signs()
+_SHORT_VALUES: Final = np.stack([float8.values(dtype) for dtype in float8.FORMATS]).view(np.uint32)
+_BYTE: Final = np.uint64(0xFF)
 _MAGNITUDE: Final = np.uint32(0x7FFFFFFF)
 _INFINITE: Final = np.uint32(0x7F800000)
 _LOW: Final = np.uint64(0xFFFF)
@@ -99,14 +105,13 @@ def dig(target, reference, window, sums, counts, histogram, rows, columns, sketc
             -inf, the others as 0.
         counts: int64, entries ``FINITE`` … ``NONFINITE_PAIRS``.
         histogram: uint32 (SUB_HISTOGRAMS, BINS), counts of the upper 16 bits of each value; their sum over the
-            first axis is the result.
+            first axis is the result. Of 8-bit floats any bin of the same remainder by 256 counts the pattern.
         rows: float64, Σx² by matrix row from ``window[FIRST_ROW]`` on; empty where ``window[COLUMNS]`` is 0.
         columns: float64, Σx² by matrix column; likewise.
         sketch: float64, as in ``statistics.sketch``.
     """
     kind, other = window[KIND], window[REFERENCE_KIND]
-    width = 4 if kind == F32 else 2
-    other_width = 4 if other == F32 else 2
+    width, other_width = _width(kind), _width(other)
     count = target.size // width
     x, y, z = np.empty(PIECE, np.uint32), np.empty(PIECE, np.uint32), np.empty(PIECE, np.uint32)
     for first in range(0, count, PIECE):
@@ -147,6 +152,14 @@ def load() -> None:
 
 
 @njit(nogil=True, cache=True)
+def _width(kind):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Bytes of a value."""
+    if kind >= SHORTEST:
+        return 1
+    return 4 if kind == F32 else 2
+
+
+@njit(nogil=True, cache=True)
 def _decode(piece, kind, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """The values as the bits of float32."""
     if kind == BF16:
@@ -165,6 +178,10 @@ def _decode(piece, kind, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, 
             if magnitude >= np.uint32(0x7C00):
                 out[i] = _INFINITE | ((magnitude & np.uint32(0x3FF)) << np.uint32(13))
             out[i] |= (np.uint32(short[i]) & np.uint32(0x8000)) << np.uint32(16)
+    elif kind >= SHORTEST:
+        table = _SHORT_VALUES[kind - SHORTEST]
+        for i in range(out.size):
+            out[i] = table[piece[i]]
     else:
         long = piece.view(np.uint32)
         for i in range(out.size):
@@ -180,6 +197,15 @@ def _count_bits(piece, kind, histogram):  # type: ignore[no-untyped-def]  # noqa
             histogram[0, word >> np.uint32(16)] += one
         return
     full = piece.size // 8 * 8
+    if kind >= SHORTEST:
+        # A table for each byte of a word, one after the other: 256 bins are hit again at once.
+        for word in piece[:full].view(np.uint64):
+            for lane in range(8):
+                pattern = (word >> np.uint64(8 * lane)) & _BYTE
+                histogram[0, np.uint64(256 * lane) + pattern] += one
+        for pattern in piece[full:]:
+            histogram[0, pattern] += one
+        return
     for word in piece[:full].view(np.uint64):
         histogram[0, word & _LOW] += one
         histogram[1, (word >> _SIXTEEN) & _LOW] += one

@@ -19,7 +19,15 @@ from archaeologist.checkpoints.index import CheckpointIndex, TensorEntry
 from archaeologist.checkpoints.names import canonical, place
 from archaeologist.errors import ModelUnsupported
 
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+DTYPES = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+}
 
 
 class TensorsStoredOtherwise(ModelUnsupported):
@@ -159,14 +167,14 @@ def _config(folder: Path) -> PreTrainedConfig:
 
 
 def _dtype(config: PreTrainedConfig, index: CheckpointIndex) -> torch.dtype:
-    """As the configuration says, else what most of the values are stored in."""
-    said = getattr(config, "dtype", None)
-    if isinstance(said, torch.dtype):
-        return said
-    sizes: dict[str, int] = {}
-    for entry in index.tensors.values():
-        sizes[entry.dtype] = sizes.get(entry.dtype, 0) + math.prod(entry.shape)
-    return DTYPES[max(sizes, key=lambda dtype: sizes[dtype])]
+    """As the configuration says, else what most of the values are stored in; nothing computes in 8 bits."""
+    found = getattr(config, "dtype", None)
+    if not isinstance(found, torch.dtype):
+        sizes: dict[str, int] = {}
+        for entry in index.tensors.values():
+            sizes[entry.dtype] = sizes.get(entry.dtype, 0) + math.prod(entry.shape)
+        found = DTYPES[max(sizes, key=lambda dtype: sizes[dtype])]
+    return found if found.itemsize > 1 else torch.bfloat16
 
 
 @contextlib.contextmanager

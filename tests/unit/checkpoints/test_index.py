@@ -33,6 +33,7 @@ from tests.fixtures.checkpoints import (
 )
 
 FIRST = "model-00001-of-00002.safetensors"
+READ = "F32, F16, BF16, F8_E4M3, F8_E5M2, F8_E4M3FNUZ, F8_E5M2FNUZ"
 SECOND = "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -115,17 +116,16 @@ def test_integer_buffers_are_listed_as_skipped_with_the_reason(tmp_path: Path) -
 def test_a_double_buffer_is_skipped_and_says_what_is_read(tmp_path: Path) -> None:
     tensors = qwen3_tensors() | {"rotary.inv_freq": torch.ones(4, dtype=torch.float64)}
     index = read_index(write_checkpoint(tmp_path, tensors=tensors))
-    assert index.skipped == {"rotary.inv_freq": "F64: F32, F16, BF16 are read"}
+    assert index.skipped == {"rotary.inv_freq": f"F64: {READ} are read"}
 
 
 @pytest.mark.parametrize(
     ("name", "dtype", "label"),
     [
         ("model.layers.0.mlp.up_proj.weight", torch.float64, "F64"),
-        ("model.layers.0.mlp.up_proj.weight", torch.float8_e4m3fn, "F8_E4M3"),
         ("model.layers.0.mlp.up_proj.weight", torch.uint8, "U8"),
         ("model.layers.0.mlp.up_proj.qweight", torch.int32, "I32"),
-        ("scale", torch.float8_e5m2, "F8_E5M2"),
+        ("scale", torch.float8_e8m0fnu, "F8_E8M0"),
     ],
 )
 def test_weights_in_another_dtype_refuse_the_checkpoint(
@@ -135,8 +135,23 @@ def test_weights_in_another_dtype_refuse_the_checkpoint(
     with pytest.raises(DtypeUnsupported) as caught:
         read_index(write_checkpoint(tmp_path, tensors=tensors))
     assert str(caught.value) == (
-        f"tensor {name!r} has dtype {label}, weights of F32, F16, BF16 are read;"
-        " save the model dequantised in one of them"
+        f"tensor {name!r} has dtype {label}, weights of {READ} are read; save the model dequantised in one of them"
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["mlp.up_proj.weight_scale_inv", "mlp.up_proj.weight_scale", "mlp.up_proj.scale_weight"]
+)
+def test_8_bit_weights_are_read_unless_scales_lie_beside_them(tmp_path: Path, name: str) -> None:
+    weights = {"mlp.up_proj.weight": torch.ones(4, 4).to(torch.float8_e4m3fn), "norm.weight": torch.ones(4)}
+    elsewhere = weights | {"norm.scale": torch.ones(4)}
+    index = read_index(write_checkpoint(tmp_path / "plain", tensors=elsewhere))
+    assert index.tensors["mlp.up_proj.weight"].dtype == "F8_E4M3"
+    with pytest.raises(DtypeUnsupported) as caught:
+        read_index(write_checkpoint(tmp_path / "scaled", tensors=weights | {name: torch.ones(1)}))
+    assert str(caught.value) == (
+        f"tensor 'mlp.up_proj.weight' is F8_E4M3 and multiplied by {name!r}, 8-bit floats are read without scales;"
+        " save the model dequantised"
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from archaeologist.checkpoints.index import read_index
@@ -143,6 +144,17 @@ def test_a_head_tied_to_the_embedding_is_read_again(tmp_path: Path) -> None:
     with ran([saved(made, tmp_path / "a")]) as (sides, _, _):
         assert sides[0].model.head is not None
         assert [slot.entry.name for slot in sides[0].model.head.slots] == ["model.embed_tokens.weight"]
+
+
+def test_weights_of_8_bits_run_as_the_bfloat16_that_they_convert_to(tmp_path: Path) -> None:
+    made = model("qwen3", seed=1)
+    folder = saved(made, tmp_path / "a")
+    short = {name: values.to(torch.float8_e4m3fn) for name, values in load_file(folder / "model.safetensors").items()}
+    save_file(short, folder / "model.safetensors")
+    made.load_state_dict({name: values.to(torch.bfloat16) for name, values in short.items()}, strict=False)
+    with ran([folder]) as (sides, _, lockstep):
+        assert lockstep.failure is None
+        assert torch.equal(sides[0].last_hidden()[0], loaded(made, batches()[0]))
 
 
 def test_a_reference_of_another_depth_runs_beside_the_target(tmp_path: Path) -> None:
