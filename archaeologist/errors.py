@@ -313,6 +313,12 @@ class TopologyConflict(PermanentError):
     code = "topology_conflict"
 
 
+class KeysUnusable(PermanentError):
+    """The roles' keys cannot be kept, or a file of theirs holds none."""
+
+    code = "keys_unusable"
+
+
 class ListenImpossible(PermanentError):
     """Nothing can listen on this address and port."""
 

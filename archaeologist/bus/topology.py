@@ -172,7 +172,8 @@ async def ensure(bus: Bus, settings: Settings) -> list[Change]:
     except (nats.errors.Error, OSError, TimeoutError) as error:
         reason = bus.last_error or str(error) or type(error).__name__
         msg = (
-            f"the bus at {bus.shown} could not be set up ({reason}); turn JetStream on and allow the role to manage it"
+            f"the bus at {bus.shown} could not be set up ({reason}); is JetStream on? Where roles are kept apart, run"
+            " `archaeologist bus ensure` as admin, with the same settings"
         )
         raise BusUnavailable(msg) from error
     return changes

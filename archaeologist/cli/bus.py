@@ -1,7 +1,8 @@
-"""``bus ensure``: makes the server's streams, buckets and consumers what they shall be."""
+"""``bus ensure`` makes the server's streams, buckets and consumers what they shall be; ``bus keys`` makes the keys."""
 
 import asyncio
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -30,6 +31,24 @@ def ensure(as_json: AsJson = False, config: Config = None, nats_url: NatsUrl = N
         return
     for change in changes:
         console.output().print(f"{change.action:10} {change.kind:9} {change.name}")
+
+
+@app.command()
+def keys(
+    folder: Annotated[Path, typer.Argument(help="Where they lie; made if it is missing.", metavar="FOLDER")],
+    as_json: AsJson = False,
+) -> None:
+    """Makes a key for each role of deploy/nats-server.conf, and the server's file of their public halves."""
+    from archaeologist.bus.keys import SERVER_FILE, ensure_keys
+    from archaeologist.cli import console
+
+    made = ensure_keys(folder)
+    if as_json:
+        console.print_json([{**key._asdict(), "path": str(key.path)} for key in made])
+        return
+    rows = [*((key.action, key.role, key.path) for key in made), ("written", "the server", folder / SERVER_FILE)]
+    for action, role, path in rows:
+        console.output().print(f"{action:10} {role:11} {console.printable(path)}", soft_wrap=True)
 
 
 async def _ensure(settings: "Settings") -> "list[Change]":

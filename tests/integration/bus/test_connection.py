@@ -3,7 +3,6 @@ import base64
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -17,6 +16,7 @@ from archaeologist.bus import connection
 from archaeologist.bus.connection import Bus, connect, connected, publish_core, shown_address, subscribe_core
 from archaeologist.errors import BusUnavailable, SettingInvalid
 from archaeologist.settings import BusSettings
+from tests.fixtures.certificates import make_certificate
 from tests.fixtures.servers import Server, free_port
 from tests.fixtures.waiting import until, until_asked
 
@@ -189,7 +189,7 @@ async def test_a_denied_publish_is_logged_with_its_reason(tmp_path: Path, caplog
 
 
 async def test_tls_is_spoken_with_the_given_authority_only(tmp_path: Path) -> None:
-    certificate, key = _certificate(tmp_path)
+    certificate, key = make_certificate(tmp_path)
     config = f'tls {{ cert_file: "{certificate}", key_file: "{key}" }}'
     async with Server(tmp_path / "nats", config=config) as server:
         url = server.url.replace("nats://", "tls://")
@@ -231,16 +231,6 @@ def test_what_a_trainer_imports_needs_only_nats_and_msgspec(module: str) -> None
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ""
-
-
-def _certificate(folder: Path) -> tuple[Path, Path]:
-    certificate, key = folder / "server.pem", folder / "server.key"
-    request = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    arguments = [*request.split(), "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key)]
-    program = shutil.which("openssl")
-    assert program, "this test makes a certificate: apt-get install openssl"
-    subprocess.run([program, *arguments, "-out", str(certificate)], check=True, capture_output=True)
-    return certificate, key
 
 
 class _Authority:
