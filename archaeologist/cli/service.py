@@ -58,6 +58,7 @@ async def _web(settings: "Settings", **given: Any) -> None:
     from msgspec.structs import replace
 
     from archaeologist import tasks
+    from archaeologist.watchdog import notify, watch
     from archaeologist.web import service
 
     ours = replace(settings, web=replace(settings.web, **given))
@@ -65,7 +66,11 @@ async def _web(settings: "Settings", **given: Any) -> None:
     typer.echo(web_lines(service.address_of(listener), token=token))
     stop = asyncio.Event()
     with tasks.stopped_by_signals(stop):
+        # The socket listens already, so whoever waits for the service is answered.
+        notify("READY=1")
+        watching = asyncio.create_task(watch(asyncio.get_running_loop().time, stop))
         await service.serve(ours, listener, token=token, stop=stop)
+        await watching
 
 
 async def _up(settings: "Settings", *, port: int | None, listen: str, web_port: int | None) -> None:

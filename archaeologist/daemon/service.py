@@ -21,9 +21,9 @@ from archaeologist.daemon.completion import Completion
 from archaeologist.daemon.executor import Executor
 from archaeologist.daemon.intake import Intake
 from archaeologist.daemon.reconciliation import Reconciliation
-from archaeologist.daemon.watchdog import notify, watch
 from archaeologist.errors import BusUnavailable, TemporaryError
 from archaeologist.settings import Settings
+from archaeologist.watchdog import notify, watch
 from contracts import subjects
 from contracts.ulid import new_ulid
 

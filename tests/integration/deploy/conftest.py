@@ -42,10 +42,15 @@ class Guarded:
         return [line for line in self.server.log().splitlines() if "Violation" in line]
 
 
+def read_environment(path: Path) -> dict[str, str]:
+    """The variables of an environment file."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
 def server_variables(keys: Path, store: Path) -> dict[str, str]:
     """The environment of the server, as its unit has it."""
-    lines = (keys / SERVER_FILE).read_text(encoding="ascii").splitlines()
-    return {**dict(line.split("=", 1) for line in lines), "NATS_STORE": str(store)}
+    return {**read_environment(keys / SERVER_FILE), "NATS_STORE": str(store)}
 
 
 @pytest.fixture

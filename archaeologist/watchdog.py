@@ -1,4 +1,4 @@
-"""systemd's notifications: ready, and a sign of life while the executor's loop comes round.
+"""systemd's notifications: ready, and a sign of life while a service's loop comes round.
 
 Nothing happens where no service manager asked for it (``NOTIFY_SOCKET``, ``WATCHDOG_USEC``; sd_notify(3)).
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from archaeologist.daemon import watchdog
+from archaeologist import watchdog
 
 
 @pytest.fixture
