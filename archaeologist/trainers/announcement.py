@@ -21,6 +21,9 @@ from contracts.ulid import new_ulid
 MAX_VALUES: Final = 256
 MAX_NAME_LENGTH: Final = 128
 MAX_TEXT_LENGTH: Final = 256
+NEWEST_LOGS: Final = 1000
+"""A run of days logs hundreds of thousands of entries; whatever is logged at all is among the newest of them."""
+NOT_METRICS: Final = frozenset({"step"})
 
 
 def announcement(
@@ -42,9 +45,14 @@ def announcement(
         model_ref=model_ref,
         metrics=dict(metrics),
         skills=dict(skills),
-        saved_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        saved_at=now_text(datetime.now(UTC)),
         request_id=RequestId(new_ulid()),
     )
+
+
+def now_text(now: datetime) -> str:
+    """The time as messages have it."""
+    return now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def plain_name(argument: str, value: object) -> str:
@@ -91,12 +99,42 @@ def absolute(path: str | Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100 -- resolve() follows links
 
 
+def known_step(step: Any) -> int | None:
+    """The step as it is.
+
+    Raises:
+        SettingInvalid: It is no whole number from 0 on.
+    """
+    if step is not None and (not isinstance(step, int) or isinstance(step, bool) or step < 0):
+        msg = f"step {step!r} is no step; give the number of optimizer steps so far, or leave it out"
+        raise SettingInvalid(msg)
+    return step
+
+
 def finite(values: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers among the values, as many and with names as long as a message may have."""
-    numbers = ((name, value) for name, value in values.items() if _is_number(value) and len(name) <= MAX_NAME_LENGTH)
-    return dict(islice(((name, float(value)) for name, value in numbers if name), MAX_VALUES))
+    """The finite numbers among the values, as many and with names as long as a message may have.
+
+    A tensor or an array of one value, as trainers log them, counts as that value.
+    """
+    numbers = ((name, _number(value)) for name, value in values.items() if 0 < len(name) <= MAX_NAME_LENGTH)
+    return dict(islice(((name, number) for name, number in numbers if number is not None), MAX_VALUES))
 
 
-def _is_number(value: object) -> bool:
+def last_metrics(log_history: list[dict[str, Any]]) -> dict[str, float]:
+    """The newest value of each metric in a Hugging Face Trainer's log; finite numbers only."""
+    merged: dict[str, Any] = {}
+    for entry in islice(reversed(log_history), NEWEST_LOGS):
+        merged = {**entry, **merged}
+    return finite({name: value for name, value in merged.items() if name not in NOT_METRICS})
+
+
+def _number(value: object) -> float | None:
+    if getattr(value, "ndim", None) is not None and callable(item := getattr(value, "item", None)):
+        try:
+            value = item()
+        except (RuntimeError, ValueError):
+            return None  # more than one value
     # True and False are numbers to Python, and no metric.
-    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        return None
+    return float(value)

@@ -12,23 +12,18 @@ nats-py, msgspec and transformers only.
 """
 
 import logging
-import os
 from collections.abc import Callable, Mapping
-from itertools import islice
-from typing import Any, Final
+from pathlib import Path
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from archaeologist.trainers.announcement import absolute, announcement, finite, not_negative, plain_name, short_text
-from archaeologist.trainers.publisher import CheckpointPublisher, bus_settings
+from archaeologist.trainers.announcement import last_metrics
+from archaeologist.trainers.announcer import CheckpointAnnouncer
 
 log = logging.getLogger(__name__)
 
 Skills = Mapping[str, float] | Callable[[], Mapping[str, float]]
-
-NEWEST_LOGS: Final = 1000
-"""A run of days logs hundreds of thousands of entries; whatever is logged at all is among the newest of them."""
-NOT_METRICS: Final = frozenset({"step"})
 
 
 class ArchaeologistCallback(TrainerCallback):
@@ -58,12 +53,15 @@ class ArchaeologistCallback(TrainerCallback):
         flush_seconds: float = 5.0,
         **bus: Any,
     ) -> None:
-        self._hero_id = plain_name("hero_id", hero_id)
-        self._campaign_id = plain_name("campaign_id", campaign_id)
-        self._model_ref = short_text("model_ref", model_ref)
         self._skills = skills
-        self._flush_seconds = not_negative("flush_seconds", flush_seconds)
-        self._publisher = CheckpointPublisher(bus_settings(os.environ, url=nats_url, **bus))
+        self._announcer = CheckpointAnnouncer(
+            hero_id=hero_id,
+            campaign_id=campaign_id,
+            nats_url=nats_url,
+            model_ref=model_ref,
+            flush_seconds=flush_seconds,
+            **bus,
+        )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_others: object) -> None:
         """Queues the announcement of ``{output_dir}/checkpoint-{global_step}``."""
@@ -82,36 +80,21 @@ class ArchaeologistCallback(TrainerCallback):
         """Waits for what is on its way, and says what was not delivered."""
         del args, control
         if state.is_world_process_zero:
-            self._publisher.finish(self._flush_seconds)
+            self._announcer.finish()
 
     def _announce(self, args: TrainingArguments, state: TrainerState) -> None:
-        folder = absolute(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if not folder.is_dir():
             # A hyperparameter search saves elsewhere; a path that is not there would only fail later.
-            log.warning("no checkpoint at %s: not announced", folder)
+            log.warning("no checkpoint at %s: not announced", folder.absolute())
             return
-        message = announcement(
-            folder,
-            hero_id=self._hero_id,
-            campaign_id=self._campaign_id,
-            step=state.global_step,
-            model_ref=self._model_ref,
-            metrics=last_metrics(state.log_history),
-            skills=self._scores(),
+        self._announcer.announce(
+            folder, step=state.global_step, metrics=last_metrics(state.log_history), skills=self._scores()
         )
-        self._publisher.put(message)
 
-    def _scores(self) -> dict[str, float]:
+    def _scores(self) -> Mapping[str, float]:
         try:
-            return finite(self._skills() if callable(self._skills) else self._skills or {})
+            return dict(self._skills() if callable(self._skills) else self._skills or {})
         except Exception:
             log.exception("skills() failed: the checkpoint is announced without scores")
             return {}
-
-
-def last_metrics(log_history: list[dict[str, Any]]) -> dict[str, float]:
-    """The newest value of each metric that training and evaluation logged; finite numbers only."""
-    merged: dict[str, Any] = {}
-    for entry in islice(reversed(log_history), NEWEST_LOGS):
-        merged = {**entry, **merged}
-    return finite({name: value for name, value in merged.items() if name not in NOT_METRICS})

@@ -23,9 +23,8 @@ import msgspec
 
 from archaeologist.bus.connection import Bus, connected
 from archaeologist.bus.publisher import publish
-from archaeologist.errors import BusUnavailable, SettingInvalid
+from archaeologist.errors import SettingInvalid
 from archaeologist.settings import BusSettings
-from archaeologist.trainers.announcement import absolute, announcement, finite, plain_name, short_text
 from contracts import subjects
 from contracts.messages import CheckpointSaved, encode
 
@@ -190,46 +189,6 @@ class CheckpointPublisher:
     def __reduce__(self) -> tuple[type[Self], tuple[BusSettings], dict[str, int]]:
         """A copy has the settings, and neither the queue nor the thread."""
         return (type(self), (self._settings,), {"_capacity": self._capacity})
-
-
-def publish_checkpoint(  # noqa: PLR0913 -- the fields of checkpoint.saved, all by keyword
-    path: str | Path,
-    *,
-    hero_id: str,
-    campaign_id: str,
-    step: int | None = None,
-    nats_url: str | None = None,
-    model_ref: str | None = None,
-    metrics: Mapping[str, Any] | None = None,
-    skills: Mapping[str, float] | None = None,
-    timeout_seconds: float = 10.0,
-    **bus: Any,
-) -> str:
-    """Announces one checkpoint, for training loops of one's own.
-
-    Returns:
-        The id of the request, for ``archaeologist jobs show``.
-
-    Raises:
-        SettingInvalid: An id is not a plain name, or a setting of the bus is wrong.
-        BusUnavailable: The bus did not confirm in time.
-    """
-    publisher = CheckpointPublisher(bus_settings(os.environ, url=nats_url, **bus))
-    message = announcement(
-        absolute(path),
-        hero_id=plain_name("hero_id", hero_id),
-        campaign_id=plain_name("campaign_id", campaign_id),
-        step=step,
-        model_ref=short_text("model_ref", model_ref),
-        metrics=finite(metrics or {}),
-        skills=finite(skills or {}),
-    )
-    publisher.put(message)
-    if left := publisher.flush(timeout_seconds):
-        publisher.cancel()
-        msg = f"the bus did not confirm within {timeout_seconds:g} s: {remedy(left)}"
-        raise BusUnavailable(msg)
-    return str(message.request_id)
 
 
 def remedy(messages: Sequence[CheckpointSaved]) -> str:

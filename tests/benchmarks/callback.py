@@ -68,7 +68,7 @@ def _report(folder: Path, url: str, title: str) -> None:
     saves = _times(save, SAVES)
     # Steps are measured while the thread delivers, or tries to: that is when it could be in the way.
     steps = _times(step, STEPS)
-    callback._publisher.cancel()
+    callback._announcer.publisher.cancel()
     _print(f"{title}: a step", steps)
     _print(f"{title}: a save", saves)
 

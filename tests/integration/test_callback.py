@@ -1,23 +1,29 @@
 """The trainer's side against a real server: delivered, late, given up, and never in training's way."""
 
 import asyncio
+import math
 import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
-import msgspec
+import numpy as np
 import pytest
 
-from archaeologist.bus.connection import connected
-from archaeologist.bus.topology import ensure
-from archaeologist.errors import BusUnavailable
-from archaeologist.settings import BusSettings, Settings
+from archaeologist.errors import BusUnavailable, SettingInvalid
+from archaeologist.settings import BusSettings
+from archaeologist.trainers import (
+    CheckpointAnnouncer,
+    publish_checkpoint,
+    publish_checkpoint_async,
+    publish_skill_async,
+)
 from archaeologist.trainers.announcement import announcement
-from archaeologist.trainers.publisher import CheckpointPublisher, publish_checkpoint
-from contracts import subjects
+from archaeologist.trainers.publisher import CheckpointPublisher
 from contracts.messages import CheckpointSaved
+from tests.fixtures.announcements import announced, evaluated, make_streams
 from tests.fixtures.servers import Server
 
 BLOCKED = ("structlog", "typer", "rich", "numba", "litestar", "uvicorn", "plotly", "prometheus_client")
@@ -29,24 +35,6 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     async with Server(tmp_path / "nats") as running:
         await make_streams(running)
         yield running
-
-
-async def make_streams(server: Server) -> None:
-    bus_settings = BusSettings(url=server.url)
-    async with connected(bus_settings, name="test") as bus:
-        await ensure(bus, Settings(bus=bus_settings))
-
-
-async def announced(server: Server) -> list[tuple[CheckpointSaved, str]]:
-    """What lies in the stream: each message and its Nats-Msg-Id."""
-    async with connected(BusSettings(url=server.url), name="test") as bus:
-        state = (await bus.jetstream.stream_info(subjects.CHECKPOINTS)).state
-        found = []
-        for sequence in range(state.first_seq, state.last_seq + 1) if state.messages else ():
-            raw = await bus.jetstream.get_msg(subjects.CHECKPOINTS, sequence)
-            message = msgspec.json.decode(raw.data or b"", type=CheckpointSaved)
-            found.append((message, (raw.headers or {})[subjects.MESSAGE_ID]))
-        return found
 
 
 def saved(step: int) -> CheckpointSaved:
@@ -136,9 +124,10 @@ async def test_the_end_of_training_names_what_was_not_delivered_and_does_not_wai
     publisher.cancel()
 
 
-async def test_one_checkpoint_is_announced_by_a_function(server: Server, tmp_path: Path) -> None:
-    request_id = await asyncio.to_thread(
-        publish_checkpoint,
+async def test_one_checkpoint_is_announced_by_a_function_within_a_running_loop_too(
+    server: Server, tmp_path: Path
+) -> None:
+    request_id = publish_checkpoint(
         tmp_path / "checkpoint-5",
         hero_id="hero",
         campaign_id="one",
@@ -150,18 +139,73 @@ async def test_one_checkpoint_is_announced_by_a_function(server: Server, tmp_pat
     assert (message_id, message.skills, message.checkpoint_step) == (request_id, {"SY": 1.0}, 5)
 
 
-async def test_the_function_says_when_the_bus_did_not_confirm(server: Server, tmp_path: Path) -> None:
+async def test_a_score_is_reported_with_its_sample_size(server: Server) -> None:
+    await publish_skill_async(
+        "BIN", np.float64(0.5), hero_id="hero", campaign_id="one", step=5, num_samples=64, nats_url=server.url
+    )
+    [message] = await evaluated(server)
+    assert (message.skill, message.score, message.num_samples, message.checkpoint_step) == ("BIN", 0.5, 64, 5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"score": math.nan}, {"score": "high"}, {"skill": ""}, {"num_samples": 0}, {"step": -1}, {"hero_id": "a/b"}],
+)
+async def test_a_score_that_intake_would_refuse_is_refused_before_it_is_sent(wrong: dict[str, Any]) -> None:
+    fields: dict[str, Any] = {"skill": "BIN", "score": 0.5, "hero_id": "hero", "campaign_id": "one", "step": 5, **wrong}
+    with pytest.raises(SettingInvalid):
+        await publish_skill_async(**fields)
+
+
+async def test_the_functions_say_when_the_bus_did_not_confirm(server: Server, tmp_path: Path) -> None:
     await server.kill()
-    with pytest.raises(BusUnavailable, match=r"did not confirm within 0\.3 s"):
-        await asyncio.to_thread(
-            publish_checkpoint,
-            tmp_path / "checkpoint-5",
-            hero_id="hero",
-            campaign_id="one",
-            nats_url=server.url,
-            timeout_seconds=0.3,
-            connect_timeout_seconds=0.2,
+    common: dict[str, Any] = {"hero_id": "hero", "campaign_id": "one", "nats_url": server.url, "timeout_seconds": 0.3}
+    with pytest.raises(BusUnavailable, match=r"did not confirm within 0\.3 s .* ask for each with `archaeologist"):
+        await asyncio.to_thread(publish_checkpoint, tmp_path / "checkpoint-5", **common)
+    with pytest.raises(BusUnavailable, match=r"did not confirm within 0\.3 s .* the score of 'BIN' at step 5 is not"):
+        await publish_skill_async("BIN", 0.5, step=5, **common)
+
+
+async def test_a_function_goes_on_trying_while_there_is_time(server: Server, tmp_path: Path) -> None:
+    await server.kill()
+    publishing = asyncio.create_task(
+        publish_checkpoint_async(
+            tmp_path / "checkpoint-5", hero_id="hero", campaign_id="one", nats_url=server.url, timeout_seconds=60.0
         )
+    )
+    done, _ = await asyncio.wait({publishing}, timeout=0.5)
+    assert not done
+    await server.start()
+    request_id = await publishing
+    assert [message_id for _, message_id in await announced(server)] == [request_id]
+
+
+async def test_a_bus_that_accepts_and_says_nothing_holds_nobody_up(tmp_path: Path) -> None:
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as mute:
+        common: dict[str, Any] = {
+            "hero_id": "hero",
+            "campaign_id": "one",
+            "nats_url": f"nats://127.0.0.1:{mute.sockets[0].getsockname()[1]}",
+        }
+        announcer = CheckpointAnnouncer(**common, flush_seconds=0.1)
+        async with asyncio.timeout(10):
+            announcer.announce(tmp_path / "checkpoint-5")
+            await asyncio.to_thread(announcer.finish)
+            with pytest.raises(BusUnavailable, match="did not confirm"):
+                await publish_checkpoint_async(tmp_path / "checkpoint-5", **common, timeout_seconds=0.3)
+        assert [message.checkpoint_path for message in announcer.publisher.waiting] == [str(tmp_path / "checkpoint-5")]
+        announcer.publisher.cancel()
+
+
+def test_what_cannot_be_announced_is_logged_and_stops_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    announcer = CheckpointAnnouncer(hero_id="hero", campaign_id="one", nats_url="nats://127.0.0.1:1")
+    announcer.announce(tmp_path, step=-1)
+    assert announcer.publisher.waiting == ()
+    assert "is not announced" in caplog.text
 
 
 def python(code: str, *, environment: dict[str, str] | None = None) -> str:

@@ -4,9 +4,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from archaeologist.errors import SettingInvalid
-from archaeologist.trainers.announcement import announcement, finite, plain_name
+from archaeologist.trainers.announcement import announcement, finite, known_step, plain_name
 from contracts.messages import CheckpointSaved, encode
 
 
@@ -40,6 +41,9 @@ def test_only_finite_numbers_are_metrics() -> None:
         "loss": 1.5,
         "whole": 2,
         "numpy": np.float32(0.25),
+        "tensor": torch.tensor(0.5, dtype=torch.bfloat16),
+        "one": np.array([4]),
+        "several": torch.tensor([1.0, 2.0]),
         "nan": math.nan,
         "infinite": -math.inf,
         "flag": True,
@@ -48,7 +52,13 @@ def test_only_finite_numbers_are_metrics() -> None:
         "": 1.0,
         "x" * 129: 1.0,
     }
-    assert finite(values) == {"loss": 1.5, "whole": 2.0, "numpy": 0.25}
+    assert finite(values) == {
+        "loss": 1.5,
+        "whole": 2.0,
+        "numpy": 0.25,
+        "tensor": 0.5,
+        "one": 4.0,
+    }
     assert {type(value) for value in finite(values).values()} == {float}
 
 
@@ -60,3 +70,9 @@ def test_no_more_metrics_than_a_message_may_have() -> None:
 def test_an_id_that_is_no_plain_name_is_refused_with_the_rule(value: object) -> None:
     with pytest.raises(SettingInvalid, match=r"hero_id .* is not a plain name: .*; choose one like"):
         plain_name("hero_id", value)
+
+
+@pytest.mark.parametrize("step", [-1, 1.0, True, "7"])
+def test_a_step_that_is_none_is_refused_with_the_rule(step: object) -> None:
+    with pytest.raises(SettingInvalid, match=r"step .* is no step; give the number of optimizer steps"):
+        known_step(step)

@@ -8,7 +8,8 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from archaeologist.errors import SettingInvalid
-from archaeologist.trainers.huggingface import ArchaeologistCallback, last_metrics
+from archaeologist.trainers.announcement import last_metrics
+from archaeologist.trainers.huggingface import ArchaeologistCallback
 from contracts.messages import CheckpointSaved
 
 
@@ -26,8 +27,8 @@ def waiting_after_save(
         TrainerState(global_step=step, **state),
         TrainerControl(),
     )
-    waiting = callback._publisher.waiting
-    callback._publisher.cancel()
+    waiting = callback._announcer.publisher.waiting
+    callback._announcer.publisher.cancel()
     return waiting
 
 
@@ -79,7 +80,7 @@ def test_a_checkpoint_that_is_not_there_is_not_announced(tmp_path: Path, caplog:
     saving.on_save(
         TrainingArguments(output_dir=str(tmp_path), report_to=[]), TrainerState(global_step=9), TrainerControl()
     )
-    assert saving._publisher.waiting == ()
+    assert saving._announcer.publisher.waiting == ()
     assert "checkpoint-9: not announced" in caplog.text
 
 
@@ -100,6 +101,6 @@ def test_a_copy_by_pickle_has_the_settings_and_nothing_that_waits(tmp_path: Path
     original = callback(skills={"BIN": 0.5})
     [message] = waiting_after_save(original, tmp_path)
     copy: ArchaeologistCallback = pickle.loads(pickle.dumps(original))  # noqa: S301 -- our own bytes
-    assert copy._publisher.waiting == ()
+    assert copy._announcer.publisher.waiting == ()
     [again] = waiting_after_save(copy, tmp_path)
     assert (again.hero_id, again.skills) == (message.hero_id, message.skills)
