@@ -181,9 +181,10 @@ async def test_a_function_goes_on_trying_while_there_is_time(server: Server, tmp
 
 
 async def test_a_bus_that_accepts_and_says_nothing_holds_nobody_up(tmp_path: Path) -> None:
-    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
+    writers: list[asyncio.StreamWriter] = []
+
+    async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
 
     async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as mute:
         common: dict[str, Any] = {
@@ -199,6 +200,9 @@ async def test_a_bus_that_accepts_and_says_nothing_holds_nobody_up(tmp_path: Pat
                 await publish_checkpoint_async(tmp_path / "checkpoint-5", **common, timeout_seconds=0.3)
         assert [message.checkpoint_path for message in announcer.publisher.waiting] == [str(tmp_path / "checkpoint-5")]
         announcer.publisher.cancel()
+    for writer in writers:
+        writer.close()
+        await writer.wait_closed()
 
 
 def test_what_cannot_be_announced_is_logged_and_stops_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

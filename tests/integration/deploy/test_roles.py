@@ -23,7 +23,7 @@ from archaeologist.bus.server import find_binary
 from archaeologist.daemon import service
 from archaeologist.errors import BusUnavailable, KeysUnusable
 from archaeologist.settings import BusSettings, JobsSettings, PolicySettings, Settings, WorkerSettings
-from archaeologist.trainers.publisher import publish_checkpoint
+from archaeologist.trainers import publish_checkpoint
 from contracts import subjects
 from contracts.messages import Event
 from tests.fixtures.certificates import make_certificate
