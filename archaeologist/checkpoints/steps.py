@@ -20,6 +20,11 @@ class _TrainerState(Struct, frozen=True):
     global_step: Annotated[int, Meta(ge=0, le=10**15)]
 
 
+def is_numbered(name: str) -> bool:
+    """Whether a folder's name is that of a trainer's checkpoint, ``checkpoint-{step}``."""
+    return _NAME.fullmatch(name) is not None
+
+
 def step_of(path: Path) -> int | None:
     """The step: the folder's name ``checkpoint-{step}``, else ``global_step`` of trainer_state.json, else None.
 
