@@ -28,7 +28,7 @@ from archaeologist.errors import (
 )
 from archaeologist.summaries import sources, store
 from archaeologist.summaries.continuation import Coverage, Written, place, write_timeline
-from archaeologist.summaries.extract import Extract, extract
+from archaeologist.summaries.extract import Extract, extract, submodules
 from archaeologist.summaries.intervals import Pair, consecutive, estimates_needed
 from archaeologist.summaries.sketches import Sketches
 from archaeologist.summaries.skill_impact import pairs, skill_impact
@@ -81,7 +81,7 @@ def _brought_up_to_date(folder: CampaignFolder, *, until: float | None, is_fresh
         with _locked(folder, until):
             inputs = Inputs.of(folder)
             known = Store() if is_fresh else store.load(folder.summaries)
-            if known.inputs == (digest := inputs.digest()) and sources.is_current(folder):
+            if known.inputs == (digest := inputs.digest()) and sources.is_made_of(folder, digest):
                 return Outcome(len(_extracts(known)), 0, _problems(known), is_changed=False)
             outcome, fresh = _summarized(folder, inputs, known, until=until)
             kept = "" if any(map(_is_out_of_reach, fresh.entries.values())) else digest
@@ -156,7 +156,7 @@ def _read(folder: CampaignFolder, source: Source) -> Entry:
 
 
 def _entry(source: Source, artifact: LayerStats) -> Entry:
-    entry = Entry(signature=source.signature, extract=extract(artifact))
+    entry = Entry(signature=source.signature, extract=extract(artifact), submodules=submodules(artifact))
     try:
         msgspec.msgpack.encode(entry)
     except OverflowError as error:

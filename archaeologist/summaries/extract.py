@@ -1,6 +1,6 @@
-"""The little of an artifact that the summaries need: a row of numbers a block, and a few of the whole model.
+"""The little of an artifact that the summaries need: a row of numbers a block, a shorter one a submodule, a few of all.
 
-An extract is about 5 KB where its artifact has a megabyte, so that 2,000 of them are read in milliseconds. It is a pure
+Of an artifact of a megabyte it is about 20 KB, so that what is kept of 2,000 is read in milliseconds. It is a pure
 function of the artifact: kept or made anew, it is the same.
 """
 
@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from archaeologist.summaries.ledger import Sheet
 from contracts.artifacts import (
     Alert,
     FunctionalDrift,
@@ -38,6 +39,8 @@ COLUMNS: Final = (
     "activation_nonfinite",
 )
 """What is kept of each block; NaN where there is none."""
+SUBMODULE_COLUMNS: Final = ("l2", "relative_l2", "one_minus_cosine", "changed_fraction", "below_resolution")
+"""What is kept of each submodule's drift: fields of ``TensorDrift``."""
 WHOLE: Final = (
     "relative_l2",
     "l2",
@@ -83,7 +86,6 @@ def extract(artifact: LayerStats) -> Extract:
     """What the summaries need of an artifact."""
     names = tuple(dict.fromkeys([*artifact.weight_stats, *artifact.drift_stats, *artifact.activation_stats]))
     rows = [_row(artifact, name) for name in names]
-    values = np.array(rows, dtype="<f8").reshape(len(names), len(COLUMNS)).T
     return Extract(
         step=artifact.checkpoint_step,
         fingerprint=artifact.fingerprint,
@@ -95,11 +97,37 @@ def extract(artifact: LayerStats) -> Extract:
         most_changed_layer=(artifact.global_drift_stats or GlobalDriftStats()).most_changed_layer,
         avg_weight_norm=artifact.global_weight_stats.avg_weight_norm,
         blocks=msgspec.json.encode([(name, _kind(artifact, name)) for name in names]),
-        columns=np.ascontiguousarray(values).tobytes(),
+        columns=_by_column(rows, COLUMNS),
         whole=np.array(_whole(artifact), dtype="<f8").tobytes(),
         probes=_probes(artifact),
         alerts=artifact.alerts,
     )
+
+
+def sheet_of(extract: Extract) -> Sheet:
+    """The numbers of an extract's blocks."""
+    return Sheet(names=extract.blocks, values=extract.columns)
+
+
+def submodules(artifact: LayerStats) -> Sheet | None:
+    """The drift of each tensor, labelled with its block; None where there was no reference."""
+    if not artifact.drift_stats:
+        return None
+    found = {
+        f"{block}.{name}": (block, one)
+        for block, drift in artifact.drift_stats.items()
+        for name, one in drift.tensors.items()
+    }
+    rows = [[_number(value) for value in _fields(one, SUBMODULE_COLUMNS)] for _, one in found.values()]
+    return Sheet(
+        names=msgspec.json.encode([(name, block) for name, (block, _) in found.items()]),
+        values=_by_column(rows, SUBMODULE_COLUMNS),
+    )
+
+
+def _by_column(rows: list[list[float]], columns: tuple[str, ...]) -> bytes:
+    values = np.array(rows, dtype="<f8").reshape(len(rows), len(columns)).T
+    return np.ascontiguousarray(values).tobytes()
 
 
 def _row(artifact: LayerStats, name: str) -> list[float]:

@@ -58,7 +58,12 @@ class Inputs(NamedTuple):
 def is_current(folder: CampaignFolder) -> bool:
     """Whether there is nothing to do: no artifact, or summaries made of exactly what lies there."""
     inputs = Inputs.of(folder)
-    return not inputs.artifacts or (all_written(folder) and _marked(folder) == inputs.digest())
+    return not inputs.artifacts or is_made_of(folder, inputs.digest())
+
+
+def is_made_of(folder: CampaignFolder, digest: str) -> bool:
+    """Whether every summary is in its place, made of the inputs with this digest."""
+    return all_written(folder) and _marked(folder) == digest
 
 
 def all_written(folder: CampaignFolder) -> bool:

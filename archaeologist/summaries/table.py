@@ -12,7 +12,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from archaeologist.summaries.extract import COLUMNS, WHOLE, Extract
+from archaeologist.summaries.extract import COLUMNS, WHOLE, Extract, sheet_of
+from archaeologist.summaries.ledger import Sheet
 
 Floats = npt.NDArray[np.float64]
 
@@ -21,14 +22,53 @@ MAX_INTEGER: Final = 2**53
 
 
 class _Alike(NamedTuple):
-    """Extracts that have the same blocks."""
+    """Checkpoints that have the same rows."""
 
     rows: list[int]
-    """Of their blocks."""
-    numbers: list[int]
-    """Of the extracts."""
+    checkpoints: list[int]
     values: Floats
-    """Shape (extracts, columns, blocks)."""
+    """Shape (checkpoints, columns, rows)."""
+
+
+class Stack:
+    """Numbers of several checkpoints one behind the other: one array a number, rows by checkpoints.
+
+    Args:
+        sheets: Of each checkpoint.
+        columns: What the numbers are.
+        labels: Of each row, by its name; None: of the rows that the sheets have, the last one's in its order, then
+            those that only earlier ones have.
+    """
+
+    def __init__(self, sheets: Sequence[Sheet], columns: Sequence[str], labels: dict[str, str] | None = None) -> None:
+        self.labels = _union(sheets) if labels is None else labels
+        self._sheets = sheets
+        self._columns = tuple(columns)
+        self._found: dict[str, Floats] = {}
+
+    @cached_property
+    def _alike(self) -> list[_Alike]:
+        """The checkpoints by the rows that they have."""
+        alike: dict[bytes, list[int]] = {}
+        for number, sheet in enumerate(self._sheets):
+            alike.setdefault(sheet.names, []).append(number)
+        row = {name: number for number, name in enumerate(self.labels)}
+        found = []
+        for names, those in alike.items():
+            rows = [row[name] for name, _ in _decoded(names)]
+            values = np.frombuffer(b"".join([self._sheets[number].values for number in those]), "<f8")
+            found.append(_Alike(rows, those, values.reshape(len(those), len(self._columns), len(rows))))
+        return found
+
+    def column(self, name: str) -> Floats:
+        """A number of every row, shape (rows, checkpoints)."""
+        if name not in self._found:
+            found = np.full((len(self.labels), len(self._sheets)), np.nan)
+            place = self._columns.index(name)
+            for rows, checkpoints, values in self._alike:
+                found[np.ix_(rows, checkpoints)] = values[:, place].T
+            self._found[name] = found
+        return self._found[name]
 
 
 class Table:
@@ -42,28 +82,21 @@ class Table:
     def __init__(self, extracts: Sequence[Extract], kinds: dict[str, str] | None = None) -> None:
         self.extracts = tuple(extracts)
         self.steps = tuple(extract.step for extract in self.extracts)
-        self.kinds = _union(self.extracts) if kinds is None else kinds
+        self._blocks = Stack([sheet_of(extract) for extract in self.extracts], COLUMNS, kinds)
+
+    @property
+    def kinds(self) -> dict[str, str]:
         """Layer type by block. The newest checkpoint's blocks in its order, then those that only earlier ones have."""
-        self.blocks = tuple(self.kinds)
-        self._columns: dict[str, Floats] = {}
+        return self._blocks.labels
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(self.kinds)
 
     def after(self, count: int) -> Self:
         """The table without its oldest checkpoints, but with all of the blocks."""
         return type(self)(self.extracts[count:], self.kinds)
-
-    @cached_property
-    def _alike(self) -> list[_Alike]:
-        """The extracts by the blocks that they have."""
-        numbers: dict[bytes, list[int]] = {}
-        for number, extract in enumerate(self.extracts):
-            numbers.setdefault(extract.blocks, []).append(number)
-        row = {name: number for number, name in enumerate(self.blocks)}
-        found = []
-        for blocks, those in numbers.items():
-            rows = [row[name] for name, _ in _decoded(blocks)]
-            values = np.frombuffer(b"".join([self.extracts[number].columns for number in those]), "<f8")
-            found.append(_Alike(rows, those, values.reshape(len(those), len(COLUMNS), len(rows))))
-        return found
 
     @cached_property
     def _whole(self) -> Floats:
@@ -73,12 +106,7 @@ class Table:
 
     def column(self, name: str) -> Floats:
         """A number of every block, shape (blocks, checkpoints)."""
-        if name not in self._columns:
-            found = np.full((len(self.blocks), len(self.extracts)), np.nan)
-            for rows, numbers, values in self._alike:
-                found[np.ix_(rows, numbers)] = values[:, COLUMNS.index(name)].T
-            self._columns[name] = found
-        return self._columns[name]
+        return self._blocks.column(name)
 
     def whole(self, name: str) -> Floats:
         """A number of the whole model, shape (checkpoints,)."""
@@ -108,15 +136,15 @@ def flags(values: Floats) -> tuple[bool | None, ...]:
     return tuple(None if value is None else value != 0 for value in numbers(values))
 
 
-def _union(extracts: Sequence[Extract]) -> dict[str, str]:
+def _union(sheets: Sequence[Sheet]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for blocks in dict.fromkeys(extract.blocks for extract in reversed(extracts)):
-        for name, kind in _decoded(blocks):
-            found.setdefault(name, kind)
+    for names in dict.fromkeys(sheet.names for sheet in reversed(sheets)):
+        for name, label in _decoded(names):
+            found.setdefault(name, label)
     return found
 
 
 @lru_cache(maxsize=64)
-def _decoded(blocks: bytes) -> tuple[tuple[str, str], ...]:
-    pairs: Any = msgspec.json.decode(blocks, type=tuple[tuple[str, str], ...])
+def _decoded(names: bytes) -> tuple[tuple[str, str], ...]:
+    pairs: Any = msgspec.json.decode(names, type=tuple[tuple[str, str], ...])
     return tuple(pairs)

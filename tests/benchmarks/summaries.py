@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -186,11 +185,21 @@ class Campaign:
                 file.truncate(len(header) + 8 * count)
 
 
-class Taken(NamedTuple):
-    """Of adding one checkpoint, in seconds."""
+class Adding:
+    """What adding one checkpoint costs, in seconds, round by round."""
 
-    wall: float
-    processor: float
+    def __init__(self, campaign: Campaign) -> None:
+        self._campaign = campaign
+        self.wall: list[float] = []
+        self.processor: list[float] = []
+
+    def take(self) -> None:
+        """Adds one."""
+        self._campaign.add()
+        os.sync()
+        before = time.process_time()
+        self.wall.append(seconds(lambda: update(self._campaign.folder)))
+        self.processor.append(time.process_time() - before)
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -200,34 +209,35 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - before
 
 
-def measured(root: Path, *, checkpoints: int, rounds: int) -> Taken:
-    """Prints what a campaign of so many costs; the medians of adding one."""
+def grown(root: Path, *, checkpoints: int) -> Campaign:
+    """A campaign of one checkpoint less, with its summaries."""
     folder = folder_in(root)
     campaign = Campaign(folder, real_from=checkpoints - WINDOW - 2)
     for _ in range(checkpoints - 1):
         campaign.add()
     print(f"{checkpoints} checkpoints of {len(NAMES)} tensors, artifact {_size(folder.layer_stats(200))}:")  # noqa: T201
     print(f"  built anew      {seconds(lambda: rebuild(folder)):8.2f} s")  # noqa: T201
-    adding, busy = [], []
-    for _ in range(rounds):
-        campaign.add()
-        os.sync()
-        before = time.process_time()
-        adding.append(seconds(lambda: update(folder)))
-        busy.append(time.process_time() - before)
-    taken = Taken(statistics.median(adding), statistics.median(busy))
-    print(f"  adding one      {_shown(adding)}; of processor time {_shown(busy)}")  # noqa: T201
+    return campaign
+
+
+def show(campaign: Campaign, adding: Adding, *, rounds: int) -> None:
+    """Prints what the campaign costs."""
+    folder = campaign.folder
+    print(f"  adding one      {_shown(adding.wall)}; of processor time {_shown(adding.processor)}")  # noqa: T201
     print(f"  nothing to do   {seconds(lambda: update(folder)) * 1000:8.0f} ms")  # noqa: T201
     for path, kind in _summaries(folder):
         decode = msgspec.json.Decoder(kind).decode
         reading = [seconds(lambda path=path, decode=decode: decode(path.read_bytes())) for _ in range(rounds)]  # type: ignore[misc]
         print(f"  reading {path.name:26} {statistics.median(reading) * 1000:6.0f} ms, {_size(path)}")  # noqa: T201
-    return taken
 
 
 def _summaries(folder: CampaignFolder) -> Iterator[tuple[Path, type[msgspec.Struct]]]:
     for name, kind in KINDS.items():
         yield folder.summaries / name, kind
+
+
+def _ratio(large: list[float], small: list[float]) -> float:
+    return statistics.median(large) / statistics.median(small)
 
 
 def _size(path: Path) -> str:
@@ -248,9 +258,18 @@ def main() -> None:
     options = parser.parse_args()
     base = Path(tempfile.mkdtemp(dir=options.folder))
     try:
-        small = measured(base / "small", checkpoints=SMALL, rounds=options.rounds)
-        large = measured(base / "large", checkpoints=options.checkpoints, rounds=options.rounds)
-        wall, processor = large.wall / small.wall, large.processor / small.processor
+        sizes = {"small": SMALL, "large": options.checkpoints}
+        campaigns = {name: grown(base / name, checkpoints=size) for name, size in sizes.items()}
+        adding = {name: Adding(campaign) for name, campaign in campaigns.items()}
+        # In turns, so that whatever else the machine does disturbs both alike.
+        for _ in range(options.rounds):
+            for one in adding.values():
+                one.take()
+        for name, campaign in campaigns.items():
+            print(f"{sizes[name]} checkpoints:")  # noqa: T201
+            show(campaign, adding[name], rounds=options.rounds)
+        wall = _ratio(adding["large"].wall, adding["small"].wall)
+        processor = _ratio(adding["large"].processor, adding["small"].processor)
         print(f"adding one to {options.checkpoints} costs {wall:.1f} times what it costs with {SMALL},")  # noqa: T201
         print(f"{processor:.1f} times in processor time, which a busy machine disturbs less")  # noqa: T201
     finally:
