@@ -152,7 +152,10 @@ class JobTypeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     time_limit_seconds: Seconds
     max_running: Positive
     """Running at once on this machine."""
-    max_running_cluster: Positive = 100
+    max_running_cluster: Positive | None = None
+    """Running at once on all machines together; None: as many as they can."""
+    allowed_roles: tuple[str, ...] = ("analytics",)
+    """A worker with none of these takes no such job."""
     max_pending: Positive
     when_full: Literal["allow", "warn", "reject"]
 
@@ -210,6 +213,8 @@ class WorkerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     roles: tuple[str, ...] = ("analytics",)
     threads: Annotated[int, Meta(ge=0)] = 0
     """Threads of a child; 0: one for each core."""
+    heartbeat_seconds: Seconds = 15.0
+    """How often it tells the others that it is there."""
     drop_page_cache: bool = False
     """Give the page cache of what was read back to the machine."""
 

@@ -10,8 +10,12 @@ from msgspec import Struct
 from contracts.artifacts import Alert, LayerTotal, LeftOut
 from contracts.findings import Card, Finding
 from contracts.messages import EventError
+from contracts.records import WorkerRecord
 
 JobStatus = Literal["received", "queued", "running", "done", "failed", "cancelled", "refused", "skipped"]
+
+Condition = Literal["idle", "busy", "draining", "silent"]
+"""Of a worker."""
 
 
 class Problem(Struct, frozen=True, kw_only=True):
@@ -266,6 +270,22 @@ class BusStatus(Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
+class WorkerEntry(WorkerRecord, frozen=True, kw_only=True):
+    """A worker: what it last said of itself, and whether it still says anything."""
+
+    condition: Condition
+    """``silent``: killed, frozen or cut off; the rest is what it said before."""
+    age_sec: float
+    """Since it last said anything."""
+
+
+class Workers(Struct, frozen=True, kw_only=True):
+    """Every worker that was heard of within a day, by name."""
+
+    workers: tuple[WorkerEntry, ...]
+    count: int
+
+
 class Status(Struct, frozen=True, kw_only=True):
     """What runs here."""
 
@@ -276,6 +296,8 @@ class Status(Struct, frozen=True, kw_only=True):
     max_streams: int
     queue: dict[str, dict[str, int]] | None = None
     """By job type, how many wait and how many are with a worker; null: the bus does not say."""
+    workers: dict[str, int] | None = None
+    """How many are ``idle``, ``busy``, ``draining``, ``silent``; null: the bus does not say."""
 
 
 class Health(Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 The message is a token that leads a worker to the job's record; the record decides.
 """
 
+import asyncio
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -73,9 +74,14 @@ class JobQueue:
         """
         found = {}
         for job_type in JOB_TYPES:
-            for priority in PRIORITIES:
-                found[job_type, priority] = await self._backlog(subjects.job_durable(job_type, priority))
+            for priority, line in (await self.lines(job_type)).items():
+                found[job_type, priority] = line
         return found
+
+    async def lines(self, job_type: JobType) -> dict[Priority, Backlog]:
+        """What lies on the queue of one type, by priority; errors as for ``backlog``."""
+        lines = (self._backlog(subjects.job_durable(job_type, priority)) for priority in PRIORITIES)
+        return dict(zip(PRIORITIES, await asyncio.gather(*lines), strict=True))
 
     async def remove(self, job_type: JobType, priority: Priority, job_key: str) -> None:
         """Takes a job's message off the queue."""

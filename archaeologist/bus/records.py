@@ -11,7 +11,7 @@ consumer, which hangs when the server restarts.
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Final, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -39,6 +39,8 @@ WATCH_SECONDS: Final = 1.0
 KEY: Final = re.compile(r"[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*")
 OPERATION: Final = "KV-Operation"
 """Header of a deleted key's marker."""
+DELETION: Final = "DEL"
+EXPECTED: Final = str(api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value)
 STREAM_NOT_FOUND: Final = 10059
 WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
 
@@ -85,6 +87,14 @@ class Records(Generic[T]):
         """The new revision; None where somebody else was first."""
         return await self._write(key, value, revision=revision)
 
+    async def put(self, key: str, value: T) -> None:
+        """Writes the record whatever stands there: for records that have one writer."""
+        await self._write(key, value, revision=None)
+
+    async def remove(self, key: str, *, revision: int | None = None) -> bool:
+        """Deletes the record; False where it is no longer the revision that was named."""
+        return await self._write(key, None, revision=revision) is not None
+
     async def change(self, key: str, step: Callable[[T | None], T | None]) -> T | None:
         """What stands after ``step`` was applied to the record as it is.
 
@@ -128,22 +138,22 @@ class Records(Generic[T]):
     def _decoded(self, body: bytes | None) -> T:
         return msgspec.json.decode(body or b"", type=self._kind)
 
-    async def _write(self, key: str, value: T, *, revision: int) -> int | None:
+    async def _write(self, key: str, value: T | None, *, revision: int | None) -> int | None:
+        """The new revision; without a value the key's deletion is written, without a revision over whatever stands."""
         if not KEY.fullmatch(key):
             msg = f"{key!r} cannot be a key of bucket {self._bucket!r}: letters, digits and -/_=. only"
             raise ValueError(msg)
-        body = msgspec.json.encode(value)
-        write_id = new_ulid()
-        return await self._persistently(lambda: self._write_once(key, body, revision=revision, write_id=write_id))
+        body = b"" if value is None else msgspec.json.encode(value)
+        headers = {subjects.MESSAGE_ID: new_ulid(), **({OPERATION: DELETION} if value is None else {})}
+        return await self._persistently(lambda: self._write_once(key, body, revision=revision, headers=headers))
 
-    async def _write_once(self, key: str, body: bytes, *, revision: int, write_id: str) -> int | None:
-        headers = {
-            subjects.MESSAGE_ID: write_id,
-            str(api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value): str(revision),
-        }
+    async def _write_once(
+        self, key: str, body: bytes, *, revision: int | None, headers: Mapping[str, str]
+    ) -> int | None:
+        expected = {} if revision is None else {EXPECTED: str(revision)}
         try:
             ack = await self._bus.jetstream.publish(
-                f"{self._prefix}{key}", body, headers=headers, timeout=ATTEMPT_SECONDS
+                f"{self._prefix}{key}", body, headers={**headers, **expected}, timeout=ATTEMPT_SECONDS
             )
         except nats.js.errors.APIError as error:
             if error.err_code not in WRONG_LAST_SEQUENCE:
@@ -151,10 +161,10 @@ class Records(Generic[T]):
         else:
             return int(ack.seq)
         stored = await self._stored(key)
-        if stored is not None and (stored.headers or {}).get(subjects.MESSAGE_ID) == write_id:
+        if stored is not None and (stored.headers or {}).get(subjects.MESSAGE_ID) == headers[subjects.MESSAGE_ID]:
             return int(stored.seq or 0)
         if stored is not None and revision == 0 and _is_deletion(stored.headers):
-            return await self._write_once(key, body, revision=int(stored.seq or 0), write_id=write_id)
+            return await self._write_once(key, body, revision=int(stored.seq or 0), headers=headers)
         return None
 
     async def _stored(self, key: str) -> api.RawStreamMsg | None:

@@ -26,6 +26,10 @@ MAX_QUEUED: Final = 10_000
 INTAKE_ACK_PENDING: Final = 16
 """Intake handles one message after the other; the rest of these are messages put off for a moment."""
 
+JOBS_ACK_PENDING: Final = 1000
+"""Jobs of one type and priority with workers at once, those that wait for memory included: far above any limit of ours.
+The server counts each priority by itself, so ``max_running_cluster`` is kept elsewhere (``daemon.slots``)."""
+
 BUCKET_FIELDS: Final = ("max_age", "num_replicas", "max_msgs_per_subject")
 STREAM_FIELDS: Final = (
     *BUCKET_FIELDS,
@@ -148,7 +152,7 @@ def durables(settings: Settings) -> list[_Durable]:
                 ack_wait=settings.jobs.lease_seconds,
                 # A wait for memory is a delivery too: the record counts, not the server.
                 max_deliver=-1,
-                max_ack_pending=settings.jobs.of(job_type).max_running_cluster,
+                max_ack_pending=JOBS_ACK_PENDING,
             )
             found.append(_Durable(subjects.JOBS, config))
     return found

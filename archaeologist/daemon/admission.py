@@ -216,9 +216,10 @@ class Admission:
             return None
         earlier = record.value.job.target
         for place in dict.fromkeys((earlier.read_path, earlier.path)):
+            here = Path(locating.mapped(place, self._settings.paths))
             try:
                 side = await asyncio.to_thread(
-                    locating.examine, Path(place), entry.step, settings=self._settings, recorded=Path(earlier.path)
+                    locating.examine, here, entry.step, settings=self._settings, recorded=Path(earlier.path)
                 )
             except ArchaeologistError:
                 continue

@@ -1,4 +1,4 @@
-"""The daemon's memory on the bus: three buckets of records and the queue."""
+"""The daemon's memory on the bus: the buckets of records and the queue."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -7,16 +7,18 @@ from archaeologist.bus.connection import Bus
 from archaeologist.bus.queue import JobQueue
 from archaeologist.bus.records import Records
 from contracts import subjects
-from contracts.records import CampaignRecord, JobRecord, RequestRecord
+from contracts.records import CampaignRecord, JobRecord, RequestRecord, SlotRecord, WorkerRecord
 
 
 @dataclass(frozen=True, kw_only=True)
 class Books:
-    """Records of jobs, requests and campaigns, and the job queue."""
+    """Records of jobs, requests, campaigns, workers and cluster-wide slots, and the job queue."""
 
     jobs: Records[JobRecord]
     requests: Records[RequestRecord]
     campaigns: Records[CampaignRecord]
+    workers: Records[WorkerRecord]
+    slots: Records[SlotRecord]
     queue: JobQueue
 
     @classmethod
@@ -31,6 +33,8 @@ class Books:
             jobs=Records(bus, subjects.JOB_RECORDS, JobRecord, deadline_seconds=deadline_seconds),
             requests=Records(bus, subjects.REQUEST_RECORDS, RequestRecord, deadline_seconds=deadline_seconds),
             campaigns=Records(bus, subjects.CAMPAIGN_RECORDS, CampaignRecord, deadline_seconds=deadline_seconds),
+            workers=Records(bus, subjects.WORKER_RECORDS, WorkerRecord, deadline_seconds=deadline_seconds),
+            slots=Records(bus, subjects.SLOT_RECORDS, SlotRecord, deadline_seconds=deadline_seconds),
             queue=JobQueue(bus),
         )
 

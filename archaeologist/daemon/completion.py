@@ -21,6 +21,7 @@ from archaeologist.daemon import announcements, lifecycle, policy
 from archaeologist.daemon.announcements import Announcement
 from archaeologist.daemon.books import Books, campaign_key
 from archaeologist.daemon.dead_letters import Origin, bury
+from archaeologist.daemon.locating import mapped
 from archaeologist.daemon.summarizing import bring_up_to_date
 from archaeologist.settings import Settings
 from contracts import subjects
@@ -47,7 +48,7 @@ class Places(NamedTuple):
 def places(job: Job, claim: int, *, settings: Settings) -> Places:
     """The paths of a job's artifact and sketch."""
     folder = CampaignFolder.of(settings.root_path, job.hero_id, job.campaign_id)
-    output = Path(job.options.output_path) if job.options.output_path else None
+    output = Path(mapped(job.options.output_path, settings.paths)) if job.options.output_path else None
     if job.job_type == "layer_stats":
         default = folder.layer_stats(job.target.step)
         artifact = output / default.name if output else default

@@ -1,4 +1,4 @@
-"""What people ask of a job: find it, cancel it. Used by the command line and the web edge, on any machine."""
+"""What people ask of jobs and workers: find them, cancel a job. For the command line and the web edge, anywhere."""
 
 from datetime import UTC, datetime
 from typing import Final
@@ -10,7 +10,7 @@ from archaeologist.daemon.books import Books
 from archaeologist.errors import JobUnknown
 from contracts import subjects
 from contracts.messages import encode
-from contracts.records import JobRecord, RequestRecord
+from contracts.records import JobRecord, RequestRecord, WorkerRecord
 
 DEADLINE_SECONDS: Final = 5.0
 """A person waits."""
@@ -23,6 +23,12 @@ async def find(bus: Bus, identifier: str) -> tuple[RequestRecord | None, JobReco
     key = request.value.job_key if request else identifier
     job = await memory.jobs.get(key) if key else None
     return (request.value if request else None, job.value if job else None)
+
+
+async def workers(bus: Bus) -> list[WorkerRecord]:
+    """Every worker that was heard of within a day, by name, the oldest first."""
+    found = (await Books.on(bus, deadline_seconds=DEADLINE_SECONDS).workers.all()).values()
+    return sorted(found, key=lambda worker: (worker.name, worker.since))
 
 
 async def cancel(bus: Bus, identifier: str, *, by: str) -> JobRecord:

@@ -6,6 +6,7 @@ lower priority is served after every few of higher ones.
 """
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,14 +18,16 @@ from archaeologist import tasks
 from archaeologist.bus.connection import Bus
 from archaeologist.bus.consumer import Received
 from archaeologist.bus.publisher import publish
-from archaeologist.bus.queue import PRIORITIES
-from archaeologist.daemon import announcements, lifecycle
+from archaeologist.bus.queue import JOB_TYPES, PRIORITIES, Backlog
+from archaeologist.daemon import announcements, lifecycle, turns
 from archaeologist.daemon.books import Books
 from archaeologist.daemon.child import COMMAND
 from archaeologist.daemon.completion import Completion
 from archaeologist.daemon.dead_letters import Origin, bury
 from archaeologist.daemon.lifecycle import Claim, Standing
 from archaeologist.daemon.run import Run, Runner, acknowledge
+from archaeologist.daemon.slots import Slots
+from archaeologist.daemon.workers import reason_for_none, served_types
 from archaeologist.errors import BusUnavailable, TemporaryError, WorkerLost
 from archaeologist.settings import Settings
 from contracts import subjects
@@ -33,8 +36,11 @@ from contracts.records import JobRecord
 
 log = structlog.get_logger(__name__)
 
-TAKE_SECONDS = 1.0
+TAKE_SECONDS = 0.5
+"""Whoever waits for a job that another worker was faster to take is deaf for the rest."""
 GLANCE_SECONDS = 0.1
+SLOT_SECONDS = (0.5, 1.5)
+"""When a job is delivered again that found the cluster's slots taken."""
 
 
 class Executor:
@@ -50,9 +56,14 @@ class Executor:
         self._runner = Runner(bus, books, settings, owner=owner, command=command)
         self._completion = Completion(bus, books, settings)
         self._runs: dict[str, Run] = {}
+        self._slots = Slots(books, settings.jobs, owner=owner)
+        self._job_types = served_types(settings)
         self._busy = dict.fromkeys(subjects.JOB_TYPES, 0)
-        self._streak = dict.fromkeys(subjects.JOB_TYPES, 0)
+        self._passed: dict[JobType, Mapping[Priority, int]] = {name: {} for name in JOB_TYPES}
+        self._glanced_at: dict[tuple[JobType, Priority], float] = {}
         self._wake = asyncio.Event()
+        self.changed = asyncio.Event()
+        """Set whenever what runs here changes; whoever shows it clears it."""
         self.ticked_at = asyncio.get_event_loop().time()
         """When the loop last came round, for the watchdog."""
 
@@ -63,6 +74,8 @@ class Executor:
             BusUnavailable: The connection is closed for good.
         """
         await self._books.queue.on_arrival(self._wake.set)
+        if reason := reason_for_none(self._settings):
+            await log.awarning(reason, worker=self._settings.worker.name)
         async with asyncio.TaskGroup() as group:
             stopping = group.create_task(self._wake_on(stop))
             while not stop.is_set():
@@ -73,6 +86,11 @@ class Executor:
             stopping.cancel()
             await self._wind_down()
 
+    @property
+    def runs(self) -> list[Run]:
+        """What runs now."""
+        return list(self._runs.values())
+
     def cancel(self, job_key: str) -> None:
         """Somebody cancelled a job; the record says so already."""
         if run := self._runs.get(job_key):
@@ -82,7 +100,7 @@ class Executor:
 
     async def _start_one(self, group: asyncio.TaskGroup) -> bool:
         try:
-            for job_type in subjects.JOB_TYPES:
+            for job_type in self._job_types:
                 if self._busy[job_type] >= self._settings.jobs.of(job_type).max_running:
                     continue
                 if received := await self._take(job_type):
@@ -96,22 +114,35 @@ class Executor:
         return False
 
     async def _take(self, job_type: JobType) -> Received | None:
-        backlog = await self._books.queue.backlog()
-        own = Counter(run.record.job.priority for run in self._runs.values() if run.record.job.job_type == job_type)
-        waiting = {priority: backlog[job_type, priority].waiting for priority in PRIORITIES}
-        abroad = {priority: backlog[job_type, priority].in_flight - own[priority] for priority in PRIORITIES}
-        best = choose(waiting, streak=0, low_after=self._settings.jobs.low_after)
-        chosen = choose(waiting, streak=self._streak[job_type], low_after=self._settings.jobs.low_after)
-        # What another worker holds may be due again at any time, which only a fetch finds out.
-        due = [priority for priority in PRIORITIES if abroad[priority] > 0 and priority != chosen]
-        for priority in (*due, chosen):
-            if priority is None:
-                continue
-            patience = TAKE_SECONDS if priority == chosen else GLANCE_SECONDS
+        lines = await self._books.queue.lines(job_type)
+        waiting = {priority: line.waiting for priority, line in lines.items()}
+        chosen = turns.choose(waiting, self._passed[job_type], low_after=self._settings.jobs.low_after)
+        wanted = [(priority, GLANCE_SECONDS) for priority in self._perhaps_due(job_type, lines)]
+        if chosen is not None:
+            wanted.append((chosen, TAKE_SECONDS))
+        if not wanted or await self._slots.are_taken(job_type):
+            return None
+        for priority, patience in wanted:
             if received := await self._books.queue.take(job_type, priority, timeout_seconds=patience):
-                self._streak[job_type] = self._streak[job_type] + 1 if priority == best else 0
+                self._passed[job_type] = turns.after(priority, waiting, self._passed[job_type])
                 return received
         return None
+
+    def _perhaps_due(self, job_type: JobType, lines: Mapping[Priority, Backlog]) -> list[Priority]:
+        """Priorities with nothing new, where what another worker holds or has handed back may be due again.
+
+        Only a fetch finds that out. Where something new waits, the server delivers what is due before it.
+        """
+        own = Counter(run.record.job.priority for run in self._runs.values() if run.record.job.job_type == job_type)
+        now = asyncio.get_running_loop().time()
+        found = []
+        for priority in PRIORITIES:
+            is_held = lines[priority].in_flight > own[priority] and not lines[priority].waiting
+            is_long_ago = now - self._glanced_at.get((job_type, priority), -1e9) >= self._settings.jobs.poll_seconds
+            if is_held and is_long_ago:
+                self._glanced_at[job_type, priority] = now
+                found.append(priority)
+        return found
 
     async def _idle(self) -> None:
         await tasks.pause(self._settings.jobs.poll_seconds, until=self._wake)
@@ -119,6 +150,7 @@ class Executor:
     async def _wake_on(self, stop: asyncio.Event) -> None:
         await stop.wait()
         self._wake.set()
+        self.changed.set()
 
     # One delivery.
 
@@ -185,6 +217,16 @@ class Executor:
 
     async def _claim(self, found: JobRecord, received: Received) -> None:
         """Claims by compare-and-set what was found, and runs it; somebody else's turn if it changed meanwhile."""
+        job = found.job
+        if not await self._slots.acquire(job.job_type, job.job_key):
+            await received.nak(random.uniform(*SLOT_SECONDS))  # noqa: S311 -- so that two do not meet again
+            return
+        try:
+            await self._run(found, received)
+        finally:
+            await self._slots.release(job.job_type, job.job_key)
+
+    async def _run(self, found: JobRecord, received: Received) -> None:
         now = datetime.now(UTC)
         wanted = lifecycle.claimed(found, owner=self._owner, token=received.sequence, now=now)
         record = await self._books.jobs.change(found.job.job_key, lambda record: wanted if record == found else None)
@@ -193,10 +235,12 @@ class Executor:
             return
         run = Run(record=wanted, claim=Claim(owner=self._owner, number=wanted.claim), delivery=received)
         self._runs[run.key] = run
+        self.changed.set()
         try:
             await self._runner.execute(run)
         finally:
             del self._runs[run.key]
+            self.changed.set()
 
     async def _reattach(self, record: JobRecord, received: Received) -> None:
         """The server repeated the message of a job that runs here, after an outage longer than the lease."""
@@ -236,11 +280,3 @@ class Executor:
                 continue
         for run in self._runs.values():
             run.stop.set()
-
-
-def choose(waiting: Mapping[Priority, int], *, streak: int, low_after: float) -> Priority | None:
-    """The priority to serve next: the best with jobs waiting, after ``low_after`` of them the next one below."""
-    present: list[Priority] = [priority for priority in subjects.PRIORITIES if waiting.get(priority)]
-    if not present:
-        return None
-    return present[1] if len(present) > 1 and streak >= low_after else present[0]

@@ -180,6 +180,15 @@ def holds(record: JobRecord, claim: Claim) -> bool:
     return record.state == "running" and record.owner == claim.owner and record.claim == claim.number
 
 
+def is_run_by(record: JobRecord, owner: str, *, now: datetime, lease_seconds: float) -> bool:
+    """Whether a job runs in a worker that still gives signs of life."""
+    return (
+        record.state == "running"
+        and record.owner == owner
+        and not _is_silent(record, now=now, lease_seconds=lease_seconds)
+    )
+
+
 def is_ended_by(record: JobRecord, claim: Claim) -> bool:
     """Whether a finished record was finished under this claim."""
     return record.state in FINISHED and record.owner == claim.owner and record.claim == claim.number

@@ -6,6 +6,8 @@ Blocking file work without the bus; admission calls it in a thread.
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.checkpoints.fingerprint import fingerprint
 from archaeologist.checkpoints.index import read_index
@@ -70,6 +72,11 @@ def examine(path: Path, step: int, *, settings: Settings, recorded: Path | None 
     """
     index = read_index(path, allowed=settings.allowed_roots)
     return Side(path=str(recorded or path), step=step, read_path=str(path), fingerprint=fingerprint(index))
+
+
+def here(side: Side, settings: Settings) -> Side:
+    """A side that another machine located, with its bytes where this one has them."""
+    return replace(side, read_path=mapped(side.read_path, settings.paths))
 
 
 def base(written: str, *, settings: Settings) -> Side:

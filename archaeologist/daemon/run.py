@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import structlog
+from msgspec.structs import replace
 
 from archaeologist import tasks
 from archaeologist.bus.connection import Bus
@@ -20,6 +21,7 @@ from archaeologist.daemon.books import Books
 from archaeologist.daemon.child import COMMAND, ChildLimits, Stopped, run_child
 from archaeologist.daemon.completion import Completion, places
 from archaeologist.daemon.lifecycle import Claim
+from archaeologist.daemon.locating import here
 from archaeologist.errors import ArchaeologistError, ArtifactUnwritable, BusUnavailable
 from archaeologist.settings import Settings
 from contracts.messages import EventError, Excavation, Failed, Progress, Succeeded, encode
@@ -102,7 +104,11 @@ class Runner:
         job, worker = run.record.job, self._settings.worker
         where = places(job, run.claim.number, settings=self._settings)
         excavation = Excavation(
-            job=job,
+            job=replace(
+                job,
+                target=here(job.target, self._settings),
+                reference=here(job.reference, self._settings) if job.reference else None,
+            ),
             artifact_path=str(where.temporary_artifact),
             sketch_path=str(where.temporary_sketch) if where.temporary_sketch else None,
             history_path=str(where.history),

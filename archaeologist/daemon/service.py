@@ -20,6 +20,7 @@ from archaeologist.daemon.child import COMMAND
 from archaeologist.daemon.completion import Completion
 from archaeologist.daemon.executor import Executor
 from archaeologist.daemon.intake import Intake
+from archaeologist.daemon.presence import Presence
 from archaeologist.daemon.reconciliation import Reconciliation
 from archaeologist.errors import BusUnavailable, TemporaryError
 from archaeologist.settings import Settings
@@ -54,11 +55,13 @@ async def run(settings: Settings, *, stop: asyncio.Event | None = None, command:
 
 async def _serve(bus: Bus, settings: Settings, stop: asyncio.Event, *, command: Sequence[str]) -> None:
     await _ensure(bus, settings, stop)
-    owner = f"{settings.worker.name}:{new_ulid()}"
+    incarnation = new_ulid()
+    owner = f"{settings.worker.name}:{incarnation}"
     memory = Books.on(bus)
     intake = Intake(bus, memory, settings)
     executor = Executor(bus, memory, settings, owner=owner, command=command)
     reconciliation = Reconciliation(memory, Completion(bus, memory, settings), settings)
+    presence = Presence(bus, settings, executor, incarnation=incarnation)
     prefix = subjects.cancel_subject("")
     await subscribe_core(bus, f"{prefix}*", lambda subject: executor.cancel(subject.removeprefix(prefix)))
     done = asyncio.Event()
@@ -76,6 +79,7 @@ async def _serve(bus: Bus, settings: Settings, stop: asyncio.Event, *, command: 
         work(),
         _sweep(reconciliation, stop),
         archive_daily(settings, stop),
+        presence.keep(stop, done),
         _end_with(bus, done),
         watch(lambda: executor.ticked_at, done),
     )

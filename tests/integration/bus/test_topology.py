@@ -60,7 +60,6 @@ async def test_durables_follow_the_settings(bus: Bus, settings: Settings) -> Non
         jobs=msgspec.structs.replace(
             settings.jobs,
             lease_seconds=7.0,
-            layer_drift=msgspec.structs.replace(settings.jobs.layer_drift, max_running_cluster=3),
         ),
     )
     assert any("ack_wait is 0.6, it must be 7.0" in text for text in await differences(bus, shorter))
@@ -69,7 +68,7 @@ async def test_durables_follow_the_settings(bus: Bus, settings: Settings) -> Non
     assert await differences(bus, shorter) == []
     name = subjects.job_durable("layer_drift", "high")
     config = (await bus.jetstream.consumer_info(subjects.JOBS, name)).config
-    assert (config.ack_wait, config.max_ack_pending, config.max_deliver) == (7.0, 3, -1)
+    assert (config.ack_wait, config.max_ack_pending, config.max_deliver) == (7.0, 1000, -1)
     assert config.filter_subject == "archaeologist.jobs.layer_drift.high.*"
 
 

@@ -69,10 +69,15 @@ class House:
         await self.say("analysis.requested", request_id=request_id, **fields)
 
     @contextlib.asynccontextmanager
-    async def daemon(self, *, name: str = "box", **jobs: Any) -> AsyncIterator[asyncio.Event]:
+    async def daemon(
+        self, *, name: str = "box", roles: tuple[str, ...] = ("analytics",), root: Path | None = None, **jobs: Any
+    ) -> AsyncIterator[asyncio.Event]:
         """A daemon for the length of a block; the event stops it early."""
         settings = replace(
-            self.settings, worker=WorkerSettings(name=name, threads=1), jobs=replace(self.settings.jobs, **jobs)
+            self.settings,
+            root=str(root) if root else self.settings.root,
+            worker=WorkerSettings(name=name, roles=roles, threads=1, heartbeat_seconds=0.5),
+            jobs=replace(self.settings.jobs, **jobs),
         )
         stop = asyncio.Event()
         task = asyncio.create_task(service.run(settings, stop=stop, command=child_command))
