@@ -27,6 +27,7 @@ from archaeologist.cli import (
     request,
     service,
     summarize,
+    workers,
 )
 from archaeologist.errors import ArchaeologistError, UsageError
 
@@ -53,6 +54,7 @@ app.command()(analyze.drift)
 app.command()(request.request)
 app.command()(log.log)
 app.add_typer(jobs.app, name="jobs")
+app.command()(workers.workers)
 app.command()(summarize.summarize)
 app.command()(archive.archive)
 app.command()(report.report)

@@ -1,5 +1,9 @@
 """How this server is: for a page's lamp, a balancer, a service manager."""
 
+from collections import Counter
+from datetime import UTC, datetime
+from typing import get_args
+
 from litestar import Response, get
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
@@ -7,11 +11,13 @@ from litestar.types import ControllerRouterHandler
 
 import archaeologist
 from archaeologist.daemon.books import Books
-from archaeologist.daemon.control import DEADLINE_SECONDS
+from archaeologist.daemon.control import DEADLINE_SECONDS, workers
+from archaeologist.daemon.workers import seen
 from archaeologist.errors import TemporaryError
+from archaeologist.web.analysis import responses
 from archaeologist.web.events import Streams
 from archaeologist.web.jobs import UNCACHED, Desk
-from contracts.http import Health, Status
+from contracts.http import Condition, Health, Status, WorkerEntry, Workers
 
 
 @get("/health", tags=["condition"])
@@ -43,13 +49,35 @@ async def read_status(desk: NamedDependency[Desk], streams: NamedDependency[Stre
         streams=streams.count,
         max_streams=desk.settings.web.max_streams,
         queue=await _queue(desk),
+        workers=await _conditions(desk),
     )
     return Response(found, headers=UNCACHED)
 
 
+@get("/api/workers", tags=["condition"], responses=responses(Workers, has_etag=False))
+async def read_workers(desk: NamedDependency[Desk]) -> Response[Workers]:
+    """Every worker: its roles, its jobs and how far they are, its free slots, its GPU, and whether it is there."""
+    found = await _workers(desk)
+    return Response(Workers(workers=found, count=len(found)), headers=UNCACHED)
+
+
 def routes() -> list[ControllerRouterHandler]:
     """The handlers of this module."""
-    return [read_health, read_ready, read_status]
+    return [read_health, read_ready, read_status, read_workers]
+
+
+async def _workers(desk: Desk) -> tuple[WorkerEntry, ...]:
+    now = datetime.now(UTC)
+    return tuple(seen(record, now=now) for record in await workers(desk.link.bus()))
+
+
+async def _conditions(desk: Desk) -> dict[str, int] | None:
+    """How many workers are idle, busy, ending, silent."""
+    try:
+        found = Counter(worker.condition for worker in await _workers(desk))
+    except TemporaryError:
+        return None
+    return {name: found[name] for name in get_args(Condition)}
 
 
 async def _queue(desk: Desk) -> dict[str, dict[str, int]] | None:

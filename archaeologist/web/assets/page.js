@@ -169,16 +169,21 @@ const opened = Date.now();
 async function lamp() {
   const node = byId("lamp");
   try {
-    const { bus, queue } = await read("/api/status");
+    const { bus, queue, workers } = await read("/api/status");
     const sum = (field) => Object.values(queue ?? {}).reduce((total, one) => total + one[field], 0);
     node.dataset.state = bus.connected ? "up" : "down";
     say("lamp-words", bus.connected
-      ? `bus connected since ${moment(bus.since)}${queue ? ` · ${sum("in_flight")} with a worker, ${sum("waiting")} waiting` : ""}`
+      ? `bus connected since ${moment(bus.since)}${queue ? ` · ${sum("in_flight")} with a worker, ${sum("waiting")} waiting` : ""}${workers ? ` · ${crew(workers)}` : ""}`
       : `bus down since ${moment(bus.since)}: files are read, jobs are not taken`);
   } catch (problem) {
     node.dataset.state = "down";
     say("lamp-words", problem.message);
   }
+}
+
+function crew({ idle, busy, draining, silent }) {
+  const there = idle + busy + draining;
+  return `${there || "no"} worker${there === 1 ? "" : "s"}${silent ? `, ${silent} silent` : ""}`;
 }
 
 async function begin() {

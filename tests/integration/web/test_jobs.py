@@ -18,6 +18,7 @@ from archaeologist.settings import Settings
 from contracts import subjects
 from tests.fixtures.checkpoints import write_checkpoint
 from tests.fixtures.servers import free_port
+from tests.fixtures.waiting import until_asked
 from tests.fixtures.web import application, asking, served
 from tests.integration.daemon.house import CAMPAIGN, HERO, House, with_quick_children
 from tests.integration.web.conftest import until_ready
@@ -203,6 +204,24 @@ async def test_jobs_are_listed_newest_first_page_by_page(
     assert (first["count"], rest["next_offset"]) == (3, None)
 
 
+async def test_workers_are_seen_with_what_they_do(house: House, api: httpx.AsyncClient) -> None:
+    assert (await api.get("/api/workers")).json() == {"workers": [], "count": 0}
+    async with house.daemon(name="a"), house.daemon(name="b", roles=("eval_worker",)):
+
+        async def are_there() -> bool:
+            return bool((await api.get("/api/workers")).json()["count"] == 2)
+
+        await until_asked(are_there)
+        found = (await api.get("/api/workers")).json()["workers"]
+        assert [(one["name"], one["condition"], one["slots"]["layer_drift"]["free"]) for one in found] == [
+            ("a", "idle", 2),
+            ("b", "idle", 0),
+        ]
+        assert "eval_worker" in found[1]["note"]
+        counts = (await api.get("/api/status")).json()["workers"]
+    assert counts == {"idle": 2, "busy": 0, "draining": 0, "silent": 0}
+
+
 # A bus that is down.
 
 
@@ -218,7 +237,8 @@ async def test_with_the_bus_down_a_job_is_refused_and_artifacts_are_read(house: 
     assert (await api.get(f"/api/analysis/{CAMPAIGN}/layer_stats")).status_code == 200
     assert (await api.get("/health")).json() == {"status": "ok", "reason": None}
     told = (await api.get("/api/status")).json()
-    assert (told["bus"]["connected"], told["queue"]) == (False, None)
+    assert (told["bus"]["connected"], told["queue"], told["workers"]) == (False, None, None)
+    assert (await api.get("/api/workers")).json()["code"] == "bus_unavailable"
     await house.server.start()
     await until_ready(api)
     assert (await ask(api, checkpoint_step=100))["accepted"] is True
