@@ -250,6 +250,12 @@ class SummariesLate(TemporaryError):
     code = "summaries_late"
 
 
+class WatcherRunning(PermanentError):
+    """Another process watches the folder for the same campaign."""
+
+    code = "watcher_running"
+
+
 class JobTimedOut(PermanentError):
     """The job ran longer than its limit."""
 

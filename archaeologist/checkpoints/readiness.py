@@ -86,13 +86,26 @@ def look(path: Path, *, allowed: Sequence[Path] = ()) -> Look:
         CheckpointMissing: It is not there (any more).
     """
     found = resolved(path)
-    marks = _marks(found)
+    marks = marks_of(found)
     lacking = _lacking(found, marks, allowed)
     if lacking is not None and not found.exists():
         msg = f"checkpoint {str(path)!r} went away while it was looked at; raise save_total_limit"
         raise CheckpointMissing(msg) from lacking
     # Marks taken before the headers were read: what is written meanwhile shows in the next look.
     return Look(marks, lacking, is_sealed=_is_sealed(marks))
+
+
+def marks_of(found: Path) -> tuple[Mark, ...]:
+    """The marks of a checkpoint's files, without reading any; none where it is not there."""
+    files = _files(found) if found.is_dir() else iter([(found.name, found)])
+    marks = []
+    for name, file in islice(files, MAX_FILES):
+        try:
+            status = file.stat()
+        except OSError:
+            continue  # gone, or a link that leads nowhere: reading the index says which
+        marks.append(Mark(name, status.st_size, status.st_mtime_ns, status.st_ino))
+    return tuple(sorted(marks))
 
 
 def _lacking(found: Path, marks: Sequence[Mark], allowed: Sequence[Path]) -> CheckpointError | PathOutsideRoot | None:
@@ -119,18 +132,6 @@ def _is_sealed(marks: Sequence[Mark]) -> bool:
     state = next((mark for mark in marks if mark.name == TRAINER_STATE), None)
     weights = [mark.modified_ns for mark in marks if mark.name.endswith((".safetensors", ".bin", ".distcp"))]
     return state is not None and state.size > 0 and all(modified <= state.modified_ns for modified in weights)
-
-
-def _marks(found: Path) -> tuple[Mark, ...]:
-    files = _files(found) if found.is_dir() else iter([(found.name, found)])
-    marks = []
-    for name, file in islice(files, MAX_FILES):
-        try:
-            status = file.stat()
-        except OSError:
-            continue  # gone, or a link that leads nowhere: reading the index says which
-        marks.append(Mark(name, status.st_size, status.st_mtime_ns, status.st_ino))
-    return tuple(sorted(marks))
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -27,6 +27,7 @@ from archaeologist.cli import (
     request,
     service,
     summarize,
+    watch,
     workers,
 )
 from archaeologist.errors import ArchaeologistError, UsageError
@@ -52,6 +53,7 @@ app = typer.Typer(
 app.command()(analyze.analyze)
 app.command()(analyze.drift)
 app.command()(request.request)
+app.command()(watch.watch)
 app.command()(log.log)
 app.add_typer(jobs.app, name="jobs")
 app.command()(workers.workers)
