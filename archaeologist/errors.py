@@ -130,6 +130,12 @@ class HeaderInvalid(CheckpointError):
     code = "header_invalid"
 
 
+class PickleRefused(CheckpointError):
+    """A pickle names what is no tensor; nothing of it was run."""
+
+    code = "pickle_refused"
+
+
 class ConfigInvalid(CheckpointError):
     """The checkpoint's config.json is not what it must be."""
 

@@ -220,21 +220,21 @@ def _check_name(name: str) -> None:
     if len(name) > MAX_NAME_CHARACTERS:
         msg = f"tensor {shown(name)} has a name of {len(name)} characters, at most {MAX_NAME_CHARACTERS} are read"
         raise _Broken(msg)
-    if not _is_unicode(name):
+    if not is_unicode(name):
         msg = f"tensor {shown(name)} has half a surrogate pair in its name, a name is Unicode text"
         raise _Broken(msg)
 
 
 def _check_metadata(metadata: object) -> None:
     is_text = isinstance(metadata, dict) and all(
-        isinstance(text, str) and _is_unicode(text) for item in metadata.items() for text in item
+        isinstance(text, str) and is_unicode(text) for item in metadata.items() for text in item
     )
     if not is_text:
         msg = f"__metadata__ is {shown(metadata)}, it maps names to texts"
         raise _Broken(msg)
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """False for half a surrogate pair, which JSON can escape and nothing can encode."""
     try:
         text.encode()

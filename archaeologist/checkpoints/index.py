@@ -1,7 +1,8 @@
 """The index of a checkpoint: which tensor lies in which bytes of which file.
 
-Read by the daemon when a request arrives and by the child before it walks. Covers safetensors, in one file or in
-shards; only headers and JSON are read, with the standard library alone. Values are ``reader``'s business.
+Read by the daemon when a request arrives and by the child before it walks. Covers safetensors and what ``torch.save``
+wrote, in one file or in shards; only headers and JSON are read, with the standard library alone. Values are
+``reader``'s business.
 """
 
 import os
@@ -13,7 +14,8 @@ import msgspec
 from msgspec import Struct
 
 from archaeologist.checkpoints.header import DTYPE_BITS, Header, StoredTensor, read_header, shown
-from archaeologist.checkpoints.layout import Layout, find_layout, inside, resolved
+from archaeologist.checkpoints.layout import Format, Layout, find_layout, inside, resolved
+from archaeologist.checkpoints.torch_file import read_torch_header
 from archaeologist.errors import (
     CheckpointEmpty,
     CheckpointError,
@@ -59,6 +61,7 @@ class CheckpointIndex(Struct, frozen=True, kw_only=True):
 
     path: str
     """Resolved: the folder, or the file where a single file was named."""
+    format: Format = "safetensors"
     tensors: dict[str, TensorEntry]
     skipped: dict[str, str] = {}
     """Tensors that are stored but not read, each with the reason."""
@@ -82,7 +85,7 @@ class CheckpointIndex(Struct, frozen=True, kw_only=True):
 
 
 def read_index(path: Path, *, allowed: Sequence[Path] = ()) -> CheckpointIndex:
-    """The index of a checkpoint's folder or of a single ``.safetensors`` file.
+    """The index of a checkpoint's folder or of a single weight file.
 
     With both ``model.safetensors`` and a sharded index in the folder the single file wins, as in transformers.
     Integer and boolean buffers (``position_ids``) and buffers in other dtypes are listed as skipped. Weights in a
@@ -101,6 +104,7 @@ def read_index(path: Path, *, allowed: Sequence[Path] = ()) -> CheckpointIndex:
         IndexInvalid: The sharded index is broken or contradicts the shards.
         ShardMissing: The index names a file that is not there.
         HeaderInvalid: A weight file breaks the format.
+        PickleRefused: A weight file's pickle names what is no tensor.
         DtypeUnsupported: Weights have a dtype that is not read.
         ConfigInvalid: config.json is there and is not what it must be.
         PathOutsideRoot: A link leads out of the folder and of what is allowed.
@@ -119,6 +123,7 @@ def read_index(path: Path, *, allowed: Sequence[Path] = ()) -> CheckpointIndex:
         raise CheckpointEmpty(msg)
     return CheckpointIndex(
         path=str(found),
+        format=layout.format,
         tensors=sorted_out.tensors,
         skipped=sorted_out.skipped,
         skipped_bytes=sorted_out.skipped_bytes,
@@ -156,7 +161,8 @@ def _read_weight_file(layout: Layout, name: str) -> _WeightFile:
     try:
         with opened(layout.files[name]) as descriptor:
             size = os.fstat(descriptor).st_size
-            return _WeightFile(read_header(descriptor, file=label, size=size), size)
+            read = read_header if layout.format == "safetensors" else read_torch_header
+            return _WeightFile(read(descriptor, file=label, size=size), size)
     except OSError as error:
         msg = f"file {label!r} cannot be read: {error.strerror}; give this user the right to read it, or copy it again"
         raise CheckpointError(msg) from error

@@ -1,14 +1,14 @@
 """Which files make up a checkpoint: found by name, kept inside their folder, anything else refused with a remedy.
 
-Covers what transformers saves: one file or shards with their index. Nothing but the index's JSON is read here, and a
-pickle is never opened.
+Covers what transformers saves and has saved: one file or shards with their index, as safetensors or by ``torch.save``.
+Nothing but the index's JSON is read here.
 """
 
 import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from msgspec import Struct
 
@@ -27,6 +27,13 @@ from archaeologist.paths import is_under
 
 SINGLE: Final = "model.safetensors"
 SHARDED: Final = "model.safetensors.index.json"
+TORCH_SINGLE: Final = "pytorch_model.bin"
+TORCH_SHARDED: Final = "pytorch_model.bin.index.json"
+
+SAFETENSORS: Final = ".safetensors"
+TORCH_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt")
+"""Of files that ``torch.save`` wrote."""
+WEIGHT_SUFFIXES: Final = (SAFETENSORS, *TORCH_SUFFIXES)
 
 TRAINER_FILES: Final = ("optimizer*", "scheduler*", "rng_state*", "scaler*", "training_args*")
 """A trainer's own state: large or pickled, and never opened."""
@@ -36,22 +43,26 @@ _LONGEST_FILE_NAME: Final = 255
 _INSTEAD: Final = (
     (("adapter_model.*",), "a PEFT adapter", "merge it into its base model (merge_and_unload) and analyse that"),
     (("model-*-of-*.safetensors",), "shards without their index", f"copy {SHARDED} beside them"),
+    (("pytorch_model-*-of-*.bin",), "shards without their index", f"copy {TORCH_SHARDED} beside them"),
     (("pytorch_model_fsdp*",), "FSDP shards", "join them with 'accelerate merge-weights'"),
     (("global_step*", "*_model_states.pt"), "ZeRO shards", "join them with zero_to_fp32.py --safe_serialization"),
-    (("pytorch_model*.bin*",), "a pickle", "load the model and save it with safe_serialization=True"),
     (("*.safetensors",), "weights under another name", "name that file itself instead of its folder"),
     (("*.gguf",), "GGUF weights", "analyse the checkpoint that they were made from"),
     (("*.h5", "*.msgpack"), "TensorFlow or Flax weights", "convert them to safetensors"),
     (TRAINER_FILES, "a trainer's own state", "wait until the model is saved as well, or save it with save_model"),
-    (("*.bin", "*.pt", "*.pth"), "a pickle", "convert it to safetensors"),
+    (("*.bin", "*.pt", "*.pth", "*.ckpt"), "weights under another name", "name that file itself instead of its folder"),
 )
 """What lies in a folder instead of weights that are read: patterns, kind, remedy. The first that matches is named."""
+
+
+Format = Literal["safetensors", "pytorch"]
 
 
 class Layout(Struct, frozen=True, kw_only=True):
     """The files of a checkpoint."""
 
     folder: Path
+    format: Format
     files: dict[str, Path]
     """Weight files: the name in the folder → the resolved path."""
     weight_map: dict[str, str] | None = None
@@ -70,18 +81,29 @@ def find_layout(found: Path, roots: Sequence[Path]) -> Layout:
         PathOutsideRoot: A link leads out of the roots.
     """
     if not found.is_dir():
-        if found.suffix != ".safetensors":
-            msg = f"checkpoint {str(found)!r} is a file of another kind; name a folder or a .safetensors file"
+        if found.suffix not in WEIGHT_SUFFIXES:
+            msg = (
+                f"checkpoint {str(found)!r} is a file of another kind; name a folder or a file that ends in"
+                f" {', '.join(WEIGHT_SUFFIXES)}"
+            )
             raise CheckpointFormatUnsupported(msg)
-        return Layout(folder=found.parent, files={found.name: found})
-    # In the order of transformers: with both, the single file wins.
-    if os.path.lexists(found / SINGLE):
-        return Layout(folder=found, files={SINGLE: inside(found, SINGLE, roots)})
-    if os.path.lexists(found / SHARDED):
-        weight_map = _read_weight_map(inside(found, SHARDED, roots))
-        shards = sorted(set(weight_map.values()))
-        return Layout(folder=found, files={name: inside(found, name, roots) for name in shards}, weight_map=weight_map)
+        if any(fnmatchcase(found.name, pattern) for pattern in TRAINER_FILES):
+            msg = f"file {str(found)!r} is a trainer's own state, which is never opened; name the model's folder"
+            raise CheckpointFormatUnsupported(msg)
+        return Layout(folder=found.parent, format=_format(found.name), files={found.name: found})
+    # In the order of transformers: with several, the single file wins, and safetensors before pickles.
+    for single, sharded in ((SINGLE, SHARDED), (TORCH_SINGLE, TORCH_SHARDED)):
+        if os.path.lexists(found / single):
+            return Layout(folder=found, format=_format(single), files={single: inside(found, single, roots)})
+        if os.path.lexists(found / sharded):
+            weight_map = _read_weight_map(inside(found, sharded, roots), suffix=Path(single).suffix)
+            files = {name: inside(found, name, roots) for name in sorted(set(weight_map.values()))}
+            return Layout(folder=found, format=_format(single), files=files, weight_map=weight_map)
     raise _no_weights(found)
+
+
+def _format(name: str) -> Format:
+    return "safetensors" if name.endswith(SAFETENSORS) else "pytorch"
 
 
 def resolved(path: Path) -> Path:
@@ -128,7 +150,7 @@ def inside(folder: Path, name: str, roots: Sequence[Path]) -> Path:
     return file
 
 
-def _read_weight_map(file: Path) -> dict[str, str]:
+def _read_weight_map(file: Path, *, suffix: str) -> dict[str, str]:
     try:
         document = decode_json(read_bounded(file, MAX_HEADER_BYTES))
     except (OSError, ValueError) as error:
@@ -142,21 +164,21 @@ def _read_weight_map(file: Path) -> dict[str, str]:
         )
         raise IndexInvalid(msg)
     for name, shard in weight_map.items():
-        if not _is_shard_name(shard):
+        if not _is_shard_name(shard, suffix):
             msg = (
-                f"index {str(file)!r} puts {shown(name)} into {shown(shard)}, a shard is a plain .safetensors file"
-                " name; save the checkpoint again"
+                f"index {str(file)!r} puts {shown(name)} into {shown(shard)}, a shard is a plain {suffix} file name;"
+                " save the checkpoint again"
             )
             raise IndexInvalid(msg)
     return weight_map
 
 
-def _is_shard_name(shard: object) -> bool:
+def _is_shard_name(shard: object, suffix: str) -> bool:
     return (
         isinstance(shard, str)
         and len(shard) <= _LONGEST_FILE_NAME
         and shard.isprintable()
-        and shard.endswith(".safetensors")
+        and shard.endswith(suffix)
         and not {"/", "\\"} & set(shard)
     )
 

@@ -21,12 +21,20 @@ from typing import Final
 
 from archaeologist.checkpoints.header import shown
 from archaeologist.checkpoints.index import CONFIG
-from archaeologist.checkpoints.layout import SHARDED, SINGLE, TRAINER_FILES
+from archaeologist.checkpoints.layout import (
+    SAFETENSORS,
+    SHARDED,
+    SINGLE,
+    TORCH_SHARDED,
+    TORCH_SINGLE,
+    TRAINER_FILES,
+    WEIGHT_SUFFIXES,
+)
 from archaeologist.errors import CheckpointMissing, PinImpossible
 from archaeologist.files import locked
 from archaeologist.paths import is_under
 
-_WEIGHTS: Final = (SHARDED, "*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
+_WEIGHTS: Final = (SHARDED, TORCH_SHARDED, *(f"*{suffix}" for suffix in WEIGHT_SUFFIXES), "*.gguf")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _HALF_MADE: Final = ".tmp"
 
@@ -47,7 +55,8 @@ def pin(source: Path, pins: Path, name: str, *, allowed: Sequence[Path] = ()) ->
     """The pin's folder, made if it is not there; pinning twice gives the same one and makes it young again.
 
     Args:
-        source: A checkpoint's folder, or a single weight file, which the pin names ``model.safetensors``.
+        source: A checkpoint's folder, or a single weight file, which the pin names ``model.safetensors`` or
+            ``pytorch_model.bin``.
         pins: The campaign's folder of pins, made if it is not there.
         name: From ``pin_name``.
         allowed: Folders besides the checkpoint's own into which its links may lead, as for ``read_index``.
@@ -151,7 +160,7 @@ def _files(source: Path) -> Iterator[tuple[Path, str]]:
     if not source.is_dir():
         # The other weights beside a single file belong to other checkpoints.
         folder, left_out = source.parent, (*TRAINER_FILES, *_WEIGHTS)
-        yield source, SINGLE
+        yield source, SINGLE if source.suffix == SAFETENSORS else TORCH_SINGLE
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         is_left_out = any(fnmatchcase(entry.name, pattern) for pattern in left_out)
         if not is_left_out and (entry.is_file() or entry.is_symlink()):
@@ -159,7 +168,7 @@ def _files(source: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _is_needed(name: str) -> bool:
-    return name in {CONFIG, SHARDED} or name.endswith(".safetensors")
+    return name in {CONFIG, SHARDED, TORCH_SHARDED} or name.endswith(WEIGHT_SUFFIXES)
 
 
 def _folders(pins: Path) -> list[os.DirEntry[str]]:

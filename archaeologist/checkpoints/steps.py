@@ -7,6 +7,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Struct
 
+from archaeologist.checkpoints.layout import WEIGHT_SUFFIXES
 from archaeologist.files import read_bounded
 
 TRAINER_STATE: Final = "trainer_state.json"
@@ -31,7 +32,7 @@ def step_of(path: Path) -> int | None:
     Args:
         path: The checkpoint's folder, or a weight file in it.
     """
-    folder = path.parent if path.suffix == ".safetensors" and not path.is_dir() else path
+    folder = path.parent if path.suffix in WEIGHT_SUFFIXES and not path.is_dir() else path
     if match := _NAME.fullmatch(folder.name):
         return int(match[1])
     try:

@@ -5,7 +5,7 @@ Generation goes through all blocks for every token, so the model is in memory wh
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ import torch
 from msgspec import Struct
 from transformers import GenerationConfig, PreTrainedModel
 
-from archaeologist.excavation.forward.model import Skeleton, whole
+from archaeologist.excavation.forward.model import Skeleton
 from archaeologist.excavation.forward.tokens import Tokens, loaded
 from archaeologist.statistics.repetition import summary
 from contracts.artifacts import GeneratedText, Generations
@@ -40,12 +40,14 @@ class _Written(Struct, frozen=True):
     ended: int
 
 
-def generate(model: Skeleton, folder: Path, tokens: Tokens, *, needed_bytes: float, free_bytes: float) -> Generations:
+def generate(
+    model: Skeleton, load: Callable[[], Skeleton], tokens: Tokens, *, needed_bytes: float, free_bytes: float
+) -> Generations:
     """Texts and how much they repeat, the same for the same weights and probes on one machine.
 
     Args:
         model: The target's, with or without its weights.
-        folder: The target's.
+        load: Gives the model whole.
         tokens: The probes.
         needed_bytes: What loading the model whole may take.
         free_bytes: What is there.
@@ -63,7 +65,7 @@ def generate(model: Skeleton, folder: Path, tokens: Tokens, *, needed_bytes: flo
         if needed_bytes > free_bytes:
             msg = f"the model whole needs {needed_bytes:.0f} bytes of memory and {free_bytes:.0f} are free"
             raise NotGeneratedError(msg)
-        net = whole(folder).model
+        net = load().model
     prompts = [list(tokens.ids[number][:room]) for number, room in chosen]
     greedy = _written(net, prompts, pad_id=tokens.pad_id, is_sampled=False)
     sampled = _written(net, prompts, pad_id=tokens.pad_id, is_sampled=True)

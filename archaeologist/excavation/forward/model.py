@@ -8,7 +8,10 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from msgspec import Struct
 from torch import nn
@@ -17,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from archaeologist.checkpoints.index import CheckpointIndex, TensorEntry
 from archaeologist.checkpoints.names import canonical, place
+from archaeologist.checkpoints.reader import Reader
 from archaeologist.errors import ModelUnsupported
 
 DTYPES = {
@@ -99,13 +103,16 @@ def skeleton(folder: Path, index: CheckpointIndex) -> Skeleton:
     return Skeleton(model, base, {name: unit for name, unit in units.items() if unit not in outer}, head, dtype)
 
 
-def whole(folder: Path) -> Skeleton:
+def whole(folder: Path, index: CheckpointIndex, reader: Reader) -> Skeleton:
     """The model with its weights, for an architecture whose tensors are not stored as its code has them.
 
-    Its units hold no slots: nothing is left to put in place.
+    Its units hold no slots: nothing is left to put in place. transformers opens safetensors itself; what is stored
+    otherwise is read here and handed to it.
 
     Args:
         folder: The checkpoint's.
+        index: Its tensors.
+        reader: Its open files.
 
     Raises:
         ModelUnsupported: transformers cannot load it.
@@ -113,14 +120,21 @@ def whole(folder: Path) -> Skeleton:
     config = _config(folder)
     kind = AutoModelForCausalLM if has_head(config) else AutoModel
     try:
-        model = kind.from_pretrained(
-            folder,
-            config=config,
-            dtype="auto",
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-        )
+        if index.format == "safetensors":
+            model = kind.from_pretrained(
+                folder,
+                config=config,
+                dtype="auto",
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
+        else:
+            weights = {canonical(name): tensor(entry, reader) for name, entry in index.tensors.items()}
+            # With a state_dict the class must be named; a mapping gives one class a configuration, or a tuple of them.
+            known: Any = kind._model_mapping[type(config)]  # noqa: SLF001 - nowhere else to read
+            known = known[0] if isinstance(known, tuple) else known
+            model = known.from_pretrained(None, config=config, state_dict=weights, dtype=_dtype(config, index))
     except Exception as error:
         msg = f"the model of {str(folder)!r} cannot be loaded: {str(error).splitlines()[0]}; its files must be complete"
         raise ModelUnsupported(msg) from error
@@ -135,6 +149,14 @@ def whole(folder: Path) -> Skeleton:
             units[where.block] = Unit(where.block, module, ())
     head = Unit("head", model, ()) if kind is AutoModelForCausalLM else None
     return Skeleton(model, base, units, head, model.dtype)
+
+
+def tensor(entry: TensorEntry, reader: Reader, at_hand: npt.NDArray[np.uint8] | None = None) -> torch.Tensor:
+    """A tensor of the checkpoint as it is stored, sharing memory with the bytes where they are at hand."""
+    if at_hand is None:
+        at_hand = np.empty(entry.size, np.uint8)
+        reader.read(entry, 0, at_hand.data)
+    return torch.from_numpy(at_hand).view(DTYPES[entry.dtype]).reshape(entry.shape)
 
 
 def has_head(config: PreTrainedConfig) -> bool:

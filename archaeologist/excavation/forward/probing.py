@@ -36,6 +36,8 @@ from contracts.messages import MAX_PROBE_TOKENS, Excavation
 
 WHOLE_FACTOR: Final = 1.5
 """Of a checkpoint's size: what loading it whole may take at its peak."""
+READ_FACTOR: Final = 2.5
+"""The same where we read it and hand its tensors to transformers."""
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):
@@ -71,8 +73,7 @@ class Probing:
         self._probes = probes
         self._gpu_options = excavation.gpu
         self._reason: str | None = None
-        self._folder = target.folder
-        self._size = sum(entry.size for entry in target.index.tensors.values())
+        self._checkpoint = target
         self._wants_generations = "generations" in excavation.job.options.analyses
         self._model = self._built(target)
         self._tokens = tokenize(
@@ -224,9 +225,9 @@ class Probing:
         try:
             return generate(
                 self._model,
-                self._folder,
+                lambda: _whole(self._checkpoint),
                 self._tokens,
-                needed_bytes=self._size * WHOLE_FACTOR,
+                needed_bytes=_whole_bytes(self._checkpoint),
                 free_bytes=_free_memory(),
             )
         except (NotGeneratedError, ArchaeologistError) as reason:
@@ -240,12 +241,11 @@ class Probing:
         try:
             return skeleton(checkpoint.folder, checkpoint.index)
         except TensorsStoredOtherwise as reason:
-            size = sum(entry.size for entry in checkpoint.index.tensors.values())
-            if size * WHOLE_FACTOR > (free := _free_memory()):
-                msg = f"{reason}; loading it whole needs {size * WHOLE_FACTOR} bytes of memory and {free} are free"
+            if (needed := _whole_bytes(checkpoint)) > (free := _free_memory()):
+                msg = f"{reason}; loading it whole needs {needed:.0f} bytes of memory and {free} are free"
                 raise ModelUnsupported(msg) from reason
             self._reason = self._reason or f"loaded whole: {reason}"
-            return whole(checkpoint.folder)
+            return _whole(checkpoint)
 
     def _side(self, checkpoint: Checkpoint, model: Skeleton, batches: Sequence[Batch], **kept: bool) -> Side:
         return Side(
@@ -300,6 +300,16 @@ class Probing:
         if self._reference is None or not self._statistics.similarity:
             return None
         return replace(output.functional_drift or FunctionalDrift(), similarity=self._statistics.similarity)
+
+
+def _whole(checkpoint: Checkpoint) -> Skeleton:
+    return whole(checkpoint.folder, checkpoint.index, checkpoint.reader)
+
+
+def _whole_bytes(checkpoint: Checkpoint) -> float:
+    """What loading a checkpoint whole may take at its peak."""
+    size = sum(entry.size for entry in checkpoint.index.tensors.values())
+    return size * (WHOLE_FACTOR if checkpoint.index.format == "safetensors" else READ_FACTOR)
 
 
 def _free_memory() -> int:

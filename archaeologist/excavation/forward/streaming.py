@@ -25,7 +25,7 @@ from archaeologist.checkpoints.reader import Reader
 from archaeologist.excavation.forward.ahead import Copied, Copier
 from archaeologist.excavation.forward.device import is_shortage
 from archaeologist.excavation.forward.lanes import Lanes
-from archaeologist.excavation.forward.model import DTYPES, Skeleton, Slot, Unit, hidden_size
+from archaeologist.excavation.forward.model import DTYPES, Skeleton, Slot, Unit, hidden_size, tensor
 from archaeologist.excavation.forward.stepper import Stepper
 from archaeologist.excavation.walk import BlockResult
 
@@ -128,7 +128,7 @@ class Side:
         unit = self.model.units.get(name)
         if unit is None or unit.is_token_table:
             return
-        tensors = (_tensor(slot.entry, at_hand.get(slot.entry.name), self.reader) for slot in unit.slots)
+        tensors = (tensor(slot.entry, self.reader, at_hand.get(slot.entry.name)) for slot in unit.slots)
         dtypes = (slot.empty.dtype for slot in unit.slots)
         self._copied[name] = self._copier.start(zip(tensors, dtypes, strict=True))
 
@@ -140,7 +140,7 @@ class Side:
         if unit.is_token_table:
             values = _rows(slot.entry, self._used, self.reader)
         else:
-            values = _tensor(slot.entry, at_hand.get(slot.entry.name), self.reader)
+            values = tensor(slot.entry, self.reader, at_hand.get(slot.entry.name))
         return values.to(self.device, slot.empty.dtype)
 
     def stopped_at(self, name: str) -> list[tuple[int, Stepper[torch.Tensor]]]:
@@ -402,14 +402,6 @@ def _output_width(module: nn.Module) -> int | None:
     if isinstance(module, nn.Linear):
         return module.out_features
     return module.nf if isinstance(module, Conv1D) else None
-
-
-def _tensor(entry: TensorEntry, at_hand: Bytes | None, reader: Reader) -> torch.Tensor:
-    """A tensor of the checkpoint, sharing memory with the bytes."""
-    if at_hand is None:
-        at_hand = np.empty(entry.size, np.uint8)
-        reader.read(entry, 0, at_hand.data)
-    return torch.from_numpy(at_hand).view(DTYPES[entry.dtype]).reshape(entry.shape)
 
 
 def _rows(entry: TensorEntry, rows: torch.Tensor, reader: Reader) -> torch.Tensor:

@@ -29,7 +29,6 @@ from tests.fixtures.checkpoints import (
     safetensors_bytes,
     write_checkpoint,
     write_single,
-    write_trainer_files,
 )
 
 FIRST = "model-00001-of-00002.safetensors"
@@ -324,15 +323,14 @@ def test_a_weight_file_without_tensors_is_empty(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_kind_is_unsupported(tmp_path: Path) -> None:
-    (tmp_path / "model.bin").write_bytes(b"x")
-    refusal(tmp_path / "model.bin", CheckpointFormatUnsupported, code="checkpoint_format_unsupported")
+    (tmp_path / "model.gguf").write_bytes(b"x")
+    refusal(tmp_path / "model.gguf", CheckpointFormatUnsupported, code="checkpoint_format_unsupported")
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "remedy"),
     [
-        ("pytorch_model.bin", "a pickle", "safe_serialization=True"),
-        ("pytorch_model-00001-of-00002.bin", "a pickle", "safe_serialization=True"),
+        ("pytorch_model-00001-of-00002.bin", "shards without their index", "pytorch_model.bin.index.json"),
         ("adapter_model.safetensors", "a PEFT adapter", "merge_and_unload"),
         ("optimizer.pt", "a trainer's own state", "wait until the model is saved"),
         ("rng_state.pth", "a trainer's own state", "wait until the model is saved"),
@@ -342,7 +340,7 @@ def test_a_file_of_another_kind_is_unsupported(tmp_path: Path) -> None:
         ("model-00001-of-00002.safetensors", "shards without their index", INDEX),
         ("model.gguf", "GGUF weights", "that they were made from"),
         ("tf_model.h5", "TensorFlow or Flax weights", "convert them"),
-        ("consolidated.00.pth", "a pickle", "convert it"),
+        ("consolidated.00.pth", "weights under another name", "name that file itself"),
     ],
 )
 def test_weights_in_another_format_are_named_with_what_to_do(tmp_path: Path, name: str, kind: str, remedy: str) -> None:
@@ -353,10 +351,11 @@ def test_weights_in_another_format_are_named_with_what_to_do(tmp_path: Path, nam
     assert remedy in message
 
 
-def test_a_pickle_among_the_trainers_files_is_named_before_them(tmp_path: Path) -> None:
-    write_trainer_files(tmp_path, step=1)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"not to be opened")
-    assert "'pytorch_model.bin'" in refusal(tmp_path, CheckpointFormatUnsupported, code="checkpoint_format_unsupported")
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state_0.pth", "training_args.bin"])
+def test_a_trainers_own_file_is_not_opened_even_by_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"not to be opened")
+    message = refusal(tmp_path / name, CheckpointFormatUnsupported, code="checkpoint_format_unsupported")
+    assert "a trainer's own state" in message
 
 
 def test_a_truncated_weight_file_is_named_by_its_name_in_the_folder(tmp_path: Path) -> None:

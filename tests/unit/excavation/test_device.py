@@ -24,10 +24,10 @@ from archaeologist.excavation.forward.device import (
     is_shortage,
     needed_bytes,
 )
-from archaeologist.excavation.forward.model import Skeleton, skeleton, whole
+from archaeologist.excavation.forward.model import Skeleton, skeleton
 from archaeologist.excavation.forward.way import Way
 from contracts.messages import GpuOptions
-from tests.fixtures.models import model, saved
+from tests.fixtures.models import loaded_whole, model, saved
 
 GB = 10**9
 GPU = Gpu(device="cuda:0", name="a GPU", total_bytes=24 * GB, free_bytes=20 * GB)
@@ -233,7 +233,7 @@ def test_more_is_needed_for_larger_batches_and_for_a_reference(tmp_path: Path) -
 
 def test_a_model_that_is_loaded_whole_needs_room_for_all_of_it(tmp_path: Path) -> None:
     folder = saved(model("mixtral", seed=1), tmp_path)
-    made = whole(folder)
+    made = loaded_whole(folder)
     weights = sum(parameter.nbytes for parameter in made.model.parameters())
     assert needed_bytes([made], [(1, 4)], head_positions=1) > FIXED_BYTES + weights
 

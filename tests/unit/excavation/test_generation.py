@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 from archaeologist.checkpoints.index import read_index
 from archaeologist.excavation.forward import generation
 from archaeologist.excavation.forward.generation import NEW_TOKENS, PROMPTS, NotGeneratedError, generate
-from archaeologist.excavation.forward.model import skeleton, whole
+from archaeologist.excavation.forward.model import skeleton
 from archaeologist.excavation.forward.tokens import Tokens, loaded, tokenize
 from archaeologist.probes.sets import load
 from contracts.artifacts import Generations
-from tests.fixtures.models import model, saved
+from tests.fixtures.models import loaded_whole, model, saved
 from tests.fixtures.tokenizers import save_tokenizer
 
 VOCABULARY = 300
@@ -50,7 +50,7 @@ def tokens_of(folder: Path) -> Tokens:
 
 def generated(folder: Path, *, free_bytes: float = math.inf) -> Generations:
     net = skeleton(folder, read_index(folder))
-    return generate(net, folder, tokens_of(folder), needed_bytes=1.0, free_bytes=free_bytes)
+    return generate(net, lambda: loaded_whole(folder), tokens_of(folder), needed_bytes=1.0, free_bytes=free_bytes)
 
 
 def greedily(net: PreTrainedModel, prompt: list[int], *, end: int | None = None) -> list[int]:
@@ -110,8 +110,8 @@ def test_a_text_ends_where_the_model_ends_it_and_the_checkpoints_own_ways_do_not
 
 def test_a_model_that_is_there_whole_is_used_as_it_is(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "a", made())
-    there = whole(folder)
-    found = generate(there, tmp_path / "nowhere", tokens_of(folder), needed_bytes=1.0, free_bytes=0.0)
+    there = loaded_whole(folder)
+    found = generate(there, lambda: there, tokens_of(folder), needed_bytes=1.0, free_bytes=0.0)
     assert found == generated(folder)
 
 

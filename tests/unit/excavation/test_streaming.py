@@ -16,11 +16,11 @@ from archaeologist.errors import ModelUnsupported
 from archaeologist.excavation.forward import head
 from archaeologist.excavation.forward.head import Head
 from archaeologist.excavation.forward.lanes import Lanes
-from archaeologist.excavation.forward.model import TensorsStoredOtherwise, skeleton, whole
+from archaeologist.excavation.forward.model import TensorsStoredOtherwise, skeleton
 from archaeologist.excavation.forward.stepper import Stepper
 from archaeologist.excavation.forward.streaming import Batch, Bytes, Hidden, Lockstep, Outputs, Side
 from archaeologist.excavation.walk import Walk
-from tests.fixtures.models import CONFIGS, ENCODERS, VOCABULARY, model, saved
+from tests.fixtures.models import CONFIGS, ENCODERS, VOCABULARY, loaded_whole, model, saved
 from tests.unit.excavation.walking import planned
 
 STREAMED = sorted(set(CONFIGS) - {"mixtral"})
@@ -49,7 +49,7 @@ def ran(
         readers = [files.enter_context(Reader(index)) for index in indexes]
         sides = [
             Side(
-                whole(folder) if is_whole else skeleton(folder, index),
+                loaded_whole(folder) if is_whole else skeleton(folder, index),
                 reader,
                 batches(),
                 device=device,
