@@ -10,11 +10,11 @@ from typing import Any, Final
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 from rich.text import Text
 
-from contracts.messages import Progress
+from contracts.messages import Progress, ProgressData
 
 PIPE_WIDTH: Final = 240
 """Columns where no terminal sets them: nothing that a script greps for is cut."""
@@ -66,18 +66,57 @@ def print_line(value: Any) -> None:
     sys.stdout.flush()
 
 
+class Bars:
+    """Progress bars of what runs, below whatever the console prints; nothing where that is no terminal.
+
+    Args:
+        bars: None where there is no terminal.
+    """
+
+    def __init__(self, bars: ProgressBar | None) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+
+    @property
+    def titles(self) -> list[str]:
+        """What the bars say, from above."""
+        return [task.description for task in self._bars.tasks] if self._bars else []
+
+    def begin(self, key: str, title: str) -> None:
+        """A bar that does not move yet; one that is there begins anew."""
+        self.end(key)
+        if self._bars is not None:
+            self._tasks[key] = self._bars.add_task(title, total=None)
+
+    def show(self, key: str, title: str, line: Progress | ProgressData) -> None:
+        """How far it is."""
+        if self._bars is not None:
+            if key not in self._tasks:
+                self.begin(key, title)
+            text = f"{title}: {printable(line.stage)} {line.block}/{line.blocks}"
+            done, total = line.bytes_read, line.bytes_total
+            self._bars.update(self._tasks[key], description=text, completed=done, total=total)
+
+    def end(self, key: str) -> None:
+        """The bar goes away."""
+        if self._bars is not None and key in self._tasks:
+            self._bars.remove_task(self._tasks.pop(key))
+
+
+@contextlib.contextmanager
+def progress_bars(console: Console) -> Iterator[Bars]:
+    """Bars on a console, gone at the end."""
+    if not console.is_terminal:
+        yield Bars(None)
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with ProgressBar(*columns, console=console, transient=True) as bars:
+        yield Bars(bars)
+
+
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[Progress], None]]:
-    """A bar on standard error that goes away at the end; nothing where that is no terminal."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with ProgressBar(*columns, console=notices(), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-
-        def show(line: Progress) -> None:
-            text = f"{title}: {line.stage} {line.block}/{line.blocks}"
-            bar.update(task, description=text, completed=line.bytes_read, total=line.bytes_total)
-
-        yield show
+    """One bar on standard error."""
+    with progress_bars(notices()) as bars:
+        bars.begin("", title)
+        yield lambda line: bars.show("", title, line)

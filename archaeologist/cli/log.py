@@ -5,21 +5,43 @@ import contextlib
 import re
 from collections import deque
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import typer
 
 from archaeologist.cli.options import AsJson, Config, NatsUrl, read_settings
+from contracts import subjects
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.text import Text
 
+    from archaeologist.bus.connection import Bus
+    from archaeologist.cli.console import Bars
     from archaeologist.settings import Settings
     from contracts.messages import Event
 
 _DURATION: Final = re.compile(r"(\d{1,9})([smhdw])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 SEVERITY_WIDTH: Final = 7
+ENDS: Final = frozenset({"analysis.completed", "analysis.failed", "analysis.cancelled"})
+
+
+class Asked(NamedTuple):
+    """What of the log is shown, and how."""
+
+    follow: bool
+    last: int | None
+    since: datetime | None
+    campaign: str | None
+    has_progress: bool
+    as_json: bool
+
+    @property
+    def subjects(self) -> list[str]:
+        """Of the events that become lines."""
+        known = subjects.BATTLE_LOG_SUBJECTS
+        return [name for name in known if self.has_progress or name != subjects.ANALYSIS_PROGRESS]
 
 
 def log(
@@ -34,14 +56,11 @@ def log(
     config: Config = None,
     nats_url: NatsUrl = None,
 ) -> None:
-    """Shows the Battle Log: what was analysed, what was found, what failed."""
+    """Shows the Battle Log: what was analysed, what was found, what failed; followed on a terminal, what runs too."""
     settings = read_settings(config=config, nats_url=nats_url)
     start = moment(since, now=datetime.now(UTC)) if since else None
-    asyncio.run(
-        _show(
-            settings, follow=follow, last=last, since=start, campaign=campaign, has_progress=progress, as_json=as_json
-        )
-    )
+    asked = Asked(follow=follow, last=last, since=start, campaign=campaign, has_progress=progress, as_json=as_json)
+    asyncio.run(_show(settings, asked))
 
 
 def moment(text: str, *, now: datetime) -> datetime:
@@ -89,50 +108,94 @@ def line(event: "Event") -> "Text":
     )
 
 
-async def _show(
-    settings: "Settings",
-    *,
-    follow: bool,
-    last: int | None,
-    since: datetime | None,
-    campaign: str | None,
-    has_progress: bool,
-    as_json: bool,
-) -> None:
-    from archaeologist.bus.connection import connected
-    from archaeologist.bus.log import events
-    from contracts import subjects
+def move(bars: "Bars", event: "Event") -> None:
+    """Brings the bars of running jobs to where an event says that its job is."""
+    import msgspec
 
-    wanted = [name for name in subjects.BATTLE_LOG_SUBJECTS if has_progress or name != subjects.ANALYSIS_PROGRESS]
+    from archaeologist.cli.console import printable
+    from contracts.messages import ProgressData
+
+    data = event.data if isinstance(event.data, dict) else {}
+    key = str(data.get("job_key"))
+    title = printable(f"{data.get('hero_id')}/{data.get('campaign_id')} step {data.get('checkpoint_step')}")
+    if event.type == "analysis.started":
+        bars.begin(key, title)
+    elif event.type in ENDS:
+        bars.end(key)
+    elif event.type == "analysis.progress":
+        # What another version writes may have another shape: then there is no bar.
+        with contextlib.suppress(msgspec.ValidationError):
+            bars.show(key, title, msgspec.convert(data, ProgressData))
+
+
+async def _show(settings: "Settings", asked: Asked) -> None:
+    from archaeologist.bus.connection import connected
+    from archaeologist.cli import console
+
+    out = console.output()
     async with connected(settings.bus, name="archaeologist log") as bus:
         # What there is comes first, bounded by --last; what comes goes on behind it.
-        kept: deque[Event] = deque(maxlen=last)
-        position = 0
-        async for logged in events(bus, since=since, follow=False, subjects=wanted):
-            position = logged.sequence
-            if not concerns(logged.event, campaign):
-                continue
-            if last is None:
-                _print(logged.event, as_json=as_json)
-            else:
-                kept.append(logged.event)
-        for event in kept:
-            _print(event, as_json=as_json)
-        if not follow:
-            return
+        position, running = await _replay(bus, asked, out)
+        if asked.follow:
+            await _follow(bus, asked, out, position=position, running=running)
+
+
+async def _replay(bus: "Bus", asked: Asked, out: "Console") -> "tuple[int, list[Event]]":
+    """Shows what there is; the last sequence, and the starts of the jobs that run."""
+    from archaeologist.bus.log import events
+
+    kept: deque[Event] = deque(maxlen=asked.last)
+    running: dict[str, Event] = {}
+    position = 0
+    async for logged in events(bus, since=asked.since, follow=False, subjects=asked.subjects):
+        position = logged.sequence
+        if not concerns(logged.event, asked.campaign):
+            continue
+        _note(running, logged.event)
+        if asked.last is None:
+            _print(logged.event, out, as_json=asked.as_json)
+        else:
+            kept.append(logged.event)
+    for event in kept:
+        _print(event, out, as_json=asked.as_json)
+    return position, list(running.values())
+
+
+async def _follow(bus: "Bus", asked: Asked, out: "Console", *, position: int, running: "list[Event]") -> None:
+    """Shows what comes, on a terminal with a bar for each job that runs."""
+    from archaeologist.bus.log import events
+    from archaeologist.cli import console
+
+    has_bars = out.is_terminal and not asked.as_json
+    heard = {*asked.subjects, *([subjects.ANALYSIS_PROGRESS] if has_bars else [])}
+    with console.progress_bars(out) if has_bars else contextlib.nullcontext(console.Bars(None)) as bars:
+        for event in running:
+            move(bars, event)
         # Behind nothing that was seen, the same start again: an empty log has no sequence to go on from.
-        async for logged in events(bus, after_sequence=position, since=since, follow=True, subjects=wanted):
-            if concerns(logged.event, campaign):
-                _print(logged.event, as_json=as_json)
+        following = events(bus, after_sequence=position, since=asked.since, follow=True, subjects=sorted(heard))
+        async for logged in following:
+            if concerns(logged.event, asked.campaign):
+                move(bars, logged.event)
+                if logged.event.type in asked.subjects:
+                    _print(logged.event, out, as_json=asked.as_json)
 
 
-def _print(event: "Event", *, as_json: bool) -> None:
+def _note(running: "dict[str, Event]", event: "Event") -> None:
+    """Keeps what began and has not ended."""
+    key = str(event.data.get("job_key")) if isinstance(event.data, dict) else ""
+    if event.type == "analysis.started":
+        running[key] = event
+    elif event.type in ENDS:
+        running.pop(key, None)
+
+
+def _print(event: "Event", out: "Console", *, as_json: bool) -> None:
     from archaeologist.cli import console
 
     if as_json:
         console.print_line(event)
     else:
-        console.output().print(line(event), soft_wrap=True)
+        out.print(line(event), soft_wrap=True)
 
 
 def _clock(time: str) -> str:
