@@ -56,8 +56,8 @@ PERHAPS_A_NAME: Final = {"oneOf": [{"type": "string", **NAME}, {"type": "null"}]
 def _fields(layer: type[Struct]) -> QueryParameter:
     """The parameter that chooses fields of a block, with the rule for the description."""
     name = "|".join(fields_of(layer))
-    rule = {"oneOf": [{"type": "string", "pattern": f"^({name})(,({name}))*$"}, {"type": "null"}]}
-    return QueryParameter(description="Fields of each block, with commas; left out: all.", schema_extra=rule)
+    rule = {"oneOf": [{"type": "string", "pattern": f"^(({name})(,({name}))*)?$"}, {"type": "null"}]}
+    return QueryParameter(description="Fields of each block, with commas; left out or empty: all.", schema_extra=rule)
 
 
 Asked = Request[Any, Any, Any]
@@ -74,7 +74,7 @@ Offset = Annotated[
     int, QueryParameter(ge=0, le=10**9, description="Entries to pass over: next_offset of the page before.")
 ]
 Layers = Annotated[
-    str | None, QueryParameter(description="Names of blocks or parts of them, with commas; left out: all.")
+    str | None, QueryParameter(description="Names of blocks or parts of them, with commas; left out or empty: all.")
 ]
 DriftFields = Annotated[str | None, _fields(LayerTimeline)]
 HealthFields = Annotated[str | None, _fields(LayerHealthTimeline)]

@@ -7,11 +7,13 @@ reads every byte and does not unpack it. Nothing is asserted.
 
 import argparse
 import asyncio
+import contextlib
 import shutil
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -42,20 +44,31 @@ async def main() -> None:
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--folder", type=Path, default=None)
     options = parser.parse_args()
-    root = Path(tempfile.mkdtemp(dir=options.folder))
+    with campaign_of(options.checkpoints, within=options.folder) as root:
+        print(f"{options.checkpoints} checkpoints, warm, milliseconds:")  # noqa: T201
+        async with serving(root) as address, httpx.AsyncClient(base_url=address, trust_env=False, timeout=60) as client:
+            for name, path in PAGES.items():
+                await _measured(client, name, path, options.rounds)
+
+
+@contextlib.contextmanager
+def campaign_of(checkpoints: int, *, within: Path | None) -> Iterator[Path]:
+    """A root with a campaign and its summaries, for the length of a block."""
+    root = Path(tempfile.mkdtemp(dir=within))
     try:
         folder = folder_in(root)
-        campaign = Campaign(folder, real_from=options.checkpoints)
-        for _ in range(options.checkpoints):
+        campaign = Campaign(folder, real_from=checkpoints)
+        for _ in range(checkpoints):
             campaign.add()
         rebuild(folder)
-        print(f"{options.checkpoints} checkpoints, warm, milliseconds:")  # noqa: T201
-        await _served(root, options.rounds)
+        yield root
     finally:
         shutil.rmtree(root)
 
 
-async def _served(root: Path, rounds: int) -> None:
+@contextlib.asynccontextmanager
+async def serving(root: Path) -> AsyncIterator[str]:
+    """The address of a server process without a bus, for the length of a block."""
     port = free_port()
     command = ("-m", "archaeologist", "web", "--port", str(port), "--root", str(root))
     nowhere = ("--nats-url", f"nats://127.0.0.1:{free_port()}")
@@ -65,9 +78,7 @@ async def _served(root: Path, rounds: int) -> None:
     try:
         assert server.stdout is not None
         await server.stdout.readline()
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as client:
-            for name, address in PAGES.items():
-                await _measured(client, name, address, rounds)
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
         await server.wait()
