@@ -16,7 +16,7 @@ from playwright.async_api import Browser, Page
 from tests.benchmarks.web import campaign_of, serving
 from tests.fixtures.browsers import browsing
 
-PATIENCE_MILLISECONDS = 120_000
+PATIENCE_SECONDS = 120
 WATCH = """() => {
     // Each moment at which a heatmap is drawn.
     window.drawnAt = [];
@@ -68,7 +68,7 @@ async def _opened(browser: Browser, address: str) -> tuple[float, float]:
         await page.add_init_script(f"({WATCH})()")
         await page.goto(address)
         opening = await _drawn(page)
-        await page.locator("#loading").wait_for(state="hidden", timeout=PATIENCE_MILLISECONDS)
+        await page.locator("#loading").wait_for(state="hidden", timeout=1000 * PATIENCE_SECONDS)
         await page.evaluate(CHOOSE, "l2")
         return opening, await _drawn(page) - float(await page.evaluate("window.chosenAt"))
     finally:
@@ -76,8 +76,9 @@ async def _opened(browser: Browser, address: str) -> tuple[float, float]:
 
 
 async def _drawn(page: Page) -> float:
-    while not (moments := await page.evaluate("window.drawnAt")):
-        await page.wait_for_timeout(20)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not (moments := await page.evaluate("window.drawnAt")):
+            await page.wait_for_timeout(20)
     return float(moments[0])
 
 
