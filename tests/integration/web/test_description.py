@@ -42,5 +42,4 @@ async def test_every_answer_is_one_that_the_description_promises(house: House, a
     finally:
         if process.returncode is None:
             process.kill()
-    print(said.decode())
     assert process.returncode == 0, said.decode()[-20_000:]
