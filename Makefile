@@ -3,8 +3,8 @@
 #   make demo     a tiny model is trained and analysed while it trains
 #   make test     every test, with coverage
 #   make check    lint, format, types, import contracts, generated documents
-#   make bench    speed and memory of the walk beside loading the model; what the callback costs a step;
-#                 what summaries cost
+#   make bench    speed and memory of the walk beside reading the bytes and beside loading the model, with a line
+#                 in docs/benchmarks.md; what the callback costs a step; what summaries cost
 #   make format   puts the code into its form and writes the generated documents
 #   make schemas  writes contracts/schemas/
 #   make clean    removes what runs leave behind; `make distclean` the environment too
@@ -51,7 +51,7 @@ check: $(READY)
 	$(BIN)/python -m contracts.documents --check
 
 bench: $(READY)
-	$(BIN)/python -m tests.benchmarks.spine
+	$(BIN)/archaeologist bench --record docs/benchmarks.md
 	$(BIN)/python -m tests.benchmarks.callback
 	$(BIN)/python -m tests.benchmarks.summaries
 

@@ -400,6 +400,12 @@ class SettingInvalid(UsageError):
     code = "setting_invalid"
 
 
+class MemoryCapped(PermanentError):
+    """A job needs more memory than the settings let it have."""
+
+    code = "memory_capped"
+
+
 class InternalError(PermanentError):
     """A defect of ours."""
 

@@ -10,6 +10,8 @@ import argparse
 import contextlib
 import ctypes
 import os
+import platform
+import resource
 import signal
 import sys
 import threading
@@ -21,19 +23,22 @@ from typing import Final
 
 import msgspec
 
-from archaeologist.errors import ArchaeologistError, InternalError, MessageMalformed, TemporaryError
-from contracts.messages import ChildLine, EventError, Excavation, Failed, Progress, Succeeded
+from archaeologist.errors import ArchaeologistError, InternalError, MemoryCapped, MessageMalformed, TemporaryError
+from contracts.messages import ChildLine, EventError, Excavation, Failed, NeighbourOptions, Progress, Succeeded
 
 EXIT_PERMANENT: Final = 1
 EXIT_TEMPORARY: Final = os.EX_TEMPFAIL
 
 MAX_REQUEST_BYTES: Final = 1 << 20
 """Of the line on standard input."""
-NICENESS: Final = 5
-"""Inference on the same machine goes first."""
 OOM_SCORE: Final = 500
 """When memory runs out the kernel takes this process before the daemon."""
 PROGRESS_SECONDS: Final = 0.25
+_SHORT_OF_MEMORY: Final = "the job got no more memory; raise worker.memory_mb, lower worker.threads, or free some"
+_IOPRIO_SET: Final = {"x86_64": 251, "aarch64": 30}
+"""Number of the system call ioprio_set(2), which has no function in the C library."""
+_THIS_THREAD: Final = 1
+_IO_PRIORITIES: Final = {"low": 2 << 13 | 7, "idle": 3 << 13}
 M_TRIM_THRESHOLD: Final = (-1, 1 << 25)
 M_MMAP_THRESHOLD: Final = (-3, 1 << 23)
 """Of glibc's mallopt(3). By itself it learns from large allocations to keep them: a third more memory at 4B, from holes
@@ -48,12 +53,17 @@ def main() -> int:
     # Before NumPy is loaded: blocks share the processors, and threads within one product only wait for each other.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
-    _stand_back()
+    _yield_memory()
     started = time.perf_counter()
     try:
-        outcome: Succeeded | Failed = _run(_read_excavation(), lines.progress, started)
+        excavation = _read_excavation()
+        _stand_back(excavation.neighbour)
+        outcome: Succeeded | Failed = _run(excavation, lines.progress, started)
     except ArchaeologistError as error:
         outcome = _failed(error, error)
+    except MemoryError as error:
+        traceback.print_exc()
+        outcome = _failed(MemoryCapped(_SHORT_OF_MEMORY), error)
     except OSError as error:
         traceback.print_exc()
         outcome = _failed(InternalError(f"{type(error).__name__}: {error}; see the log of the worker"), error)
@@ -144,16 +154,27 @@ def _failed(error: ArchaeologistError, cause: BaseException) -> Failed:
     return Failed(error=EventError(code=error.code, message=str(error)), retryable=is_temporary)
 
 
-def _stand_back() -> None:
-    """Lets others go first when processors or memory run short; best effort."""
-    with contextlib.suppress(OSError):
-        os.nice(NICENESS)
+def _yield_memory() -> None:
+    """Lets others go first when memory runs short; best effort."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE), encoding="ascii")
     with contextlib.suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(*M_MMAP_THRESHOLD)
         mallopt(*M_TRIM_THRESHOLD)
+
+
+def _stand_back(neighbour: NeighbourOptions) -> None:
+    """Lets others go first at processors and disks, as set; threads that are started later do the same. Best effort."""
+    with contextlib.suppress(OSError):
+        os.nice(neighbour.nice)
+    number = _IOPRIO_SET.get(platform.machine())
+    if neighbour.io != "normal" and number is not None:
+        # Of this thread; those that it starts take it over.
+        ctypes.CDLL(None).syscall(number, _THIS_THREAD, 0, _IO_PRIORITIES[neighbour.io])
+    if neighbour.memory_mb:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_DATA, (neighbour.memory_mb * 1_000_000,) * 2)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Processes that must not outlive the one that started them."""
+"""Processes: those that must not outlive the one that started them, and how long this one has lived."""
 
 import asyncio
 import contextlib
 import ctypes
 import os
 import signal
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -23,6 +25,14 @@ def dying_with_parent() -> Callable[[], None]:
             os._exit(1)
 
     return die_with_parent
+
+
+def seconds_since_start() -> float:
+    """How long ago this process was started, to a hundredth of a second (proc(5), ``starttime``)."""
+    # The second field is the program's name in brackets, and may hold any character.
+    fields = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    ticks = int(fields[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 async def end(process: asyncio.subprocess.Process, *, seconds: float) -> None:

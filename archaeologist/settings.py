@@ -25,6 +25,7 @@ from contracts.messages import (
     ForwardOptions,
     GpuOptions,
     JobType,
+    NeighbourOptions,
     ReferencePolicy,
 )
 
@@ -215,8 +216,15 @@ class WorkerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Threads of a child; 0: one for each core."""
     heartbeat_seconds: Seconds = 15.0
     """How often it tells the others that it is there."""
-    drop_page_cache: bool = False
-    """Give the page cache of what was read back to the machine."""
+    drop_page_cache: bool = True
+    """Give the page cache of what was read back to the machine; what was in it before stays."""
+    nice: Annotated[int, Meta(ge=0, le=19)] = 10
+    """A child's niceness."""
+    io_priority: Literal["normal", "low", "idle"] = "low"
+    read_mb_per_second: Annotated[float, Meta(ge=0)] = 0.0
+    """The most that a child reads; 0: as fast as it can."""
+    memory_mb: Annotated[int, Meta(ge=0)] = 0
+    """The most private memory of a child; 0: no cap."""
 
 
 class LinkSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -298,6 +306,14 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def gpu_options(self) -> GpuOptions:
         """What a job may take of this machine's GPU."""
         return msgspec.convert(self.gpu, GpuOptions, from_attributes=True)
+
+    @property
+    def neighbour_options(self) -> NeighbourOptions:
+        """How a job stands back for others on this machine."""
+        own = self.worker
+        return NeighbourOptions(
+            nice=own.nice, io=own.io_priority, read_mb_per_second=own.read_mb_per_second, memory_mb=own.memory_mb
+        )
 
     @property
     def probes_path(self) -> Path:

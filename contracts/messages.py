@@ -313,6 +313,20 @@ class GpuOptions(Struct, frozen=True, kw_only=True):
         return max(0, min(int(self.share * total_bytes), free_bytes - self.reserve_mb * 1_000_000))
 
 
+class NeighbourOptions(Struct, frozen=True, kw_only=True):
+    """How a job stands back for others on its machine; not part of a job's key."""
+
+    nice: Annotated[int, Meta(ge=0, le=19)] = 10
+    """The process's niceness: inference on the same machine goes first."""
+    io: Literal["normal", "low", "idle"] = "low"
+    """Priority of its reads at the disk: as everybody's; the lowest of the best-effort class; only when nobody else
+    reads. Counts where the disk's scheduler has priorities."""
+    read_mb_per_second: Annotated[float, Meta(ge=0)] = 0.0
+    """The most that the walk reads, in units of 1,000,000 bytes; 0: as fast as it can."""
+    memory_mb: Annotated[int, Meta(ge=0)] = 0
+    """The most private memory of the process, in units of 1,000,000 bytes; 0: no cap."""
+
+
 class Excavation(Struct, frozen=True, kw_only=True):
     """What a child process reads on standard input: a job and where and how to run it."""
 
@@ -327,6 +341,7 @@ class Excavation(Struct, frozen=True, kw_only=True):
     threads: int = 0
     """0: one for each core the process may use."""
     drop_page_cache: bool = False
+    neighbour: NeighbourOptions = NeighbourOptions()
     activations: ForwardOptions = ForwardOptions()
     gpu: GpuOptions = GpuOptions()
 

@@ -7,29 +7,54 @@ end. Used by the walk from several threads at once. What the bytes mean is not k
 
 import contextlib
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from archaeologist.checkpoints.index import CheckpointIndex, TensorEntry
+from archaeologist.checkpoints.residency import Residency, look
 from archaeologist.errors import CheckpointChanged, CheckpointError, CheckpointMissing
 from archaeologist.files import opened
+
+
+class Pace:
+    """The most that is read in a second, by all readers and threads that share it."""
+
+    def __init__(self, bytes_per_second: float) -> None:
+        """Args: bytes_per_second: Above 0."""
+        self._rate = bytes_per_second
+        self._free_at = 0.0
+        self._lock = threading.Lock()
+
+    def keep(self, size: int) -> None:
+        """Waits as long as reading so many bytes takes at this pace; after a pause nothing is made up for."""
+        now = time.monotonic()
+        with self._lock:
+            self._free_at = max(self._free_at, now) + size / self._rate
+            wait = self._free_at - now
+        time.sleep(wait)
 
 
 class Reader:
     """The open files of a checkpoint; a context manager."""
 
-    def __init__(self, index: CheckpointIndex, *, drop_page_cache: bool = False) -> None:
+    def __init__(self, index: CheckpointIndex, *, drop_page_cache: bool = False, pace: Pace | None = None) -> None:
         """Opens nothing yet.
 
         Args:
             index: The checkpoint's.
-            drop_page_cache: Give the page cache of what was read back to the machine.
+            drop_page_cache: Give the page cache of what was read back to the machine. What was in it before the files
+                were opened stays: somebody else may need it.
+            pace: The most that is read in a second; None: as fast as it goes.
         """
         self._index = index
         self._drop_page_cache = drop_page_cache
+        self._pace = pace
         self._descriptors: dict[str, int] = {}
+        self._residencies: dict[str, Residency] = {}
         self._files = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -47,6 +72,7 @@ class Reader:
                 found = os.fstat(descriptor).st_size
                 if found != size:
                     raise _changed(file, f"has {found} bytes and had {size}")
+                self._residencies[file] = look(descriptor, size)
             self._files = files.pop_all()
         return self
 
@@ -54,6 +80,10 @@ class Reader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Closes the files."""
+        if self._drop_page_cache:
+            # Once more and whole: pages at the edges of reads, and what the kernel read ahead, are still there.
+            for file, descriptor in self._descriptors.items():
+                self._give_back(file, descriptor, 0, self._index.files[file])
         self._descriptors.clear()
         self._files.close()
 
@@ -87,7 +117,21 @@ class Reader:
                 raise _changed(entry.file, f"ends at byte {position + done}, inside tensor {entry.name!r}")
             done += count
         if self._drop_page_cache:
-            os.posix_fadvise(descriptor, position, into.nbytes, os.POSIX_FADV_DONTNEED)
+            self._give_back(entry.file, descriptor, position, into.nbytes)
+        if self._pace is not None:
+            self._pace.keep(into.nbytes)
+
+    def ask_ahead(self, entry: TensorEntry, start_byte: int, size: int) -> None:
+        """Lets the kernel begin to read bytes that will be wanted soon, as far as they were not in memory."""
+        if self._pace is not None:
+            return  # it would be read at once
+        size = min(size, entry.size - start_byte)
+        for position, part in self._residencies[entry.file].absent(entry.offset + start_byte, max(size, 0)):
+            os.posix_fadvise(self._descriptors[entry.file], position, part, os.POSIX_FADV_WILLNEED)
+
+    def _give_back(self, file: str, descriptor: int, position: int, size: int) -> None:
+        for start, part in self._residencies[file].absent(position, size):
+            os.posix_fadvise(descriptor, start, part, os.POSIX_FADV_DONTNEED)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import archaeologist
 from archaeologist.cli import (
     analyze,
     archive,
+    bench,
     bus,
     demo,
     doctor,
@@ -66,6 +67,7 @@ app.command()(service.web)
 app.add_typer(bus.app, name="bus")
 app.add_typer(documents.app, name="contracts")
 app.command()(doctor.doctor)
+app.command()(bench.bench)
 app.command()(demo.demo)
 
 

@@ -115,6 +115,7 @@ class Runner:
             worker=worker.name,
             threads=worker.threads,
             drop_page_cache=worker.drop_page_cache,
+            neighbour=self._settings.neighbour_options,
             activations=self._settings.forward_options(job.options.model_ref),
             gpu=self._settings.gpu_options,
         )

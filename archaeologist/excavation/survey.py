@@ -22,7 +22,7 @@ from archaeologist import __version__
 from archaeologist.checkpoints.fingerprint import fingerprint
 from archaeologist.checkpoints.index import CheckpointIndex, read_index
 from archaeologist.checkpoints.names import expert_of, is_bias
-from archaeologist.checkpoints.reader import Reader
+from archaeologist.checkpoints.reader import Pace, Reader
 from archaeologist.errors import (
     ArchaeologistError,
     CheckpointChanged,
@@ -85,7 +85,7 @@ class Survey(Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     timings: dict[str, float] = {}
     """Seconds by stage: load (the compiled code), open (headers, fingerprints, ties), model (building it and reading
-    the probes), walk (with the forward pass), head."""
+    the probes), walk (with the forward pass), head; and of the walk's threads, as ``Walk.timings`` has them."""
 
 
 def survey(excavation: Excavation, on_progress: OnProgress, *, is_reference_needed: bool) -> Survey:
@@ -132,8 +132,10 @@ def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgr
     kernels.load()
     loaded = time.perf_counter()
     with contextlib.ExitStack() as files:
-        target = _open(excavation.job.target, files, excavation)
-        theirs = _open_reference(reference, files, excavation) if reference else None
+        rate = excavation.neighbour.read_mb_per_second * 1e6
+        pace = Pace(rate) if rate else None
+        target = _open(excavation.job.target, files, excavation, pace)
+        theirs = _open_reference(reference, files, excavation, pace) if reference else None
         plan = plan_walk(
             target.index,
             ties=target.ties,
@@ -167,7 +169,7 @@ def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgr
         found = _collect(plan, target.index, probing.through(blocks) if probing else blocks)
         walked = time.perf_counter()
         forward = probing.found() if probing else reason
-    stages = {"load": loaded - started, "open": opened - loaded, "walk": walked - built}
+    stages = {"load": loaded - started, "open": opened - loaded, "walk": walked - built, **walk.timings()}
     if probing:
         stages |= {"model": built - opened, "head": time.perf_counter() - walked}
     return replace(
@@ -217,20 +219,20 @@ def _probing(
     return files.enter_context(probing), None
 
 
-def _open(side: Side, files: contextlib.ExitStack, excavation: Excavation) -> Opened:
+def _open(side: Side, files: contextlib.ExitStack, excavation: Excavation, pace: Pace | None) -> Opened:
     # Where links may lead was decided by whoever made the job; that they still lead there, the fingerprint says.
     index = read_index(Path(side.read_path), allowed=(Path("/"),))
     if (found := fingerprint(index)) != side.fingerprint:
         changed = f"has fingerprint {found} and had {side.fingerprint} when the job was made"
         msg = f"checkpoint {side.path!r} {changed}; a checkpoint must not change: request it again"
         raise CheckpointChanged(msg)
-    reader = files.enter_context(Reader(index, drop_page_cache=excavation.drop_page_cache))
+    reader = files.enter_context(Reader(index, drop_page_cache=excavation.drop_page_cache, pace=pace))
     return Opened(index=index, reader=reader, ties=find_ties(index, reader))
 
 
-def _open_reference(side: Side, files: contextlib.ExitStack, excavation: Excavation) -> Opened:
+def _open_reference(side: Side, files: contextlib.ExitStack, excavation: Excavation, pace: Pace | None) -> Opened:
     try:
-        return _open(side, files, excavation)
+        return _open(side, files, excavation, pace)
     except CheckpointError as error:
         raise ReferenceUnreadableError from error
 

@@ -20,8 +20,9 @@ from msgspec.structs import replace
 from archaeologist.checkpoints.index import TensorEntry
 from archaeologist.checkpoints.reader import Reader
 from archaeologist.errors import CheckpointError
-from archaeologist.excavation.plan import Plan, PlannedBlock
+from archaeologist.excavation.plan import Pair, Plan, PlannedBlock
 from archaeologist.excavation.tally import WIDTHS, Segment, Tally, TensorResult
+from archaeologist.processes import seconds_since_start
 from archaeologist.statistics import kernels
 from contracts.messages import Progress
 
@@ -34,6 +35,7 @@ AHEAD_BYTES: Final = 1 << 27
 MAX_THREADS: Final = 16
 """When the number is not given: more threads than this wait for memory, and each holds buffers."""
 PROGRESS_SECONDS: Final = 0.5
+_STAGES: Final = ("walk_read", "walk_sums", "walk_room")
 
 OnProgress = Callable[[Progress], None]
 
@@ -123,6 +125,8 @@ class Walk:
         self._results: queue.SimpleQueue[TensorResult | BaseException] = queue.SimpleQueue()
         self._is_over = threading.Event()
         self._bytes_read = 0
+        self._spent = dict.fromkeys(_STAGES, 0.0)
+        self._first_read: float | None = None
         self._threads = [
             threading.Thread(target=self._work, name=f"walk-{number}", daemon=True)
             for number in range(thread_count(threads))
@@ -161,6 +165,15 @@ class Walk:
             for thread in self._threads:
                 thread.join()
             self._spare.clear()
+
+    def timings(self) -> dict[str, float]:
+        """Seconds by stage.
+
+        ``start`` is from the start of the process to the first bytes. Of all threads together: ``walk_read``,
+        ``walk_sums`` (the kernels), ``walk_room`` (waiting until kept bytes are no longer in use).
+        """
+        start = {} if self._first_read is None else {"start": self._first_read}
+        return start | self._spent
 
     def _collect(self, found: dict[str, TensorResult], number: int) -> None:
         """Takes one tensor's result, or reports progress where none comes for a while."""
@@ -231,8 +244,10 @@ class Walk:
             counts = np.zeros((kernels.SUB_HISTOGRAMS, kernels.BINS), np.uint32)
             while not self._is_over.is_set():
                 # A lock of its own: whoever waits here for room must not hold up those that sum what was read.
+                asked = time.perf_counter()
                 with self._cutting:
                     segment = next(self._segments, None)
+                self._spend("walk_room", time.perf_counter() - asked)
                 if segment is None or self._is_over.is_set():
                     return
                 self._dig(segment, target, reference, counts)
@@ -243,10 +258,12 @@ class Walk:
 
     def _dig(self, segment: Segment, target: Bytes, reference: Bytes, counts: npt.NDArray[np.uint32]) -> None:
         pair = segment.tally.pair
+        self._ask_ahead(pair, segment.start, segment.stop)
         window = segment.window(segment.start)
         kept = self._kept.get(pair.target.name)
         for start in range(segment.start, segment.stop, self._read_values):
             stop = min(start + self._read_values, segment.stop)
+            before = time.perf_counter()
             into = _window(kept[0], pair.target, start) if kept else target
             mine = self._read(self._target, pair.target, start, stop, into)
             theirs = reference[:0]
@@ -254,6 +271,7 @@ class Walk:
                 into = _window(kept[1], pair.reference, start) if kept else reference
                 theirs = self._read_reference(pair.reference, start, stop, into)
             window[kernels.START] = start
+            read = time.perf_counter()
             kernels.dig(
                 mine,
                 theirs,
@@ -265,13 +283,30 @@ class Walk:
                 segment.columns,
                 segment.sketch,
             )
+            summed = time.perf_counter()
             with self._lock:
                 self._bytes_read += mine.size + theirs.size
+                self._spent["walk_read"] += read - before
+                self._spent["walk_sums"] += summed - read
+
+    def _ask_ahead(self, pair: Pair, start: int, stop: int) -> None:
+        """Lets the kernel read what this thread wants soon while it sums what is there."""
+        sides = ((self._target, pair.target), (self._reference, pair.reference))
+        for reader, entry in sides:
+            if reader is not None and entry is not None:
+                width = WIDTHS[entry.dtype]
+                reader.ask_ahead(entry, start * width, (stop - start) * width)
+
+    def _spend(self, stage: str, seconds: float) -> None:
+        with self._lock:
+            self._spent[stage] += seconds
 
     def _read(self, reader: Reader, entry: TensorEntry, start: int, stop: int, into: Bytes) -> Bytes:
         width = WIDTHS[entry.dtype]
         buffer = into[: (stop - start) * width]
         reader.read(entry, start * width, buffer.data)
+        if self._first_read is None:
+            self._first_read = seconds_since_start()
         return buffer
 
     def _read_reference(self, entry: TensorEntry, start: int, stop: int, into: Bytes) -> Bytes:

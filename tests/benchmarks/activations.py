@@ -10,20 +10,17 @@ processes. Nothing is asserted.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from archaeologist.artifacts.store import read_layer_stats
-from archaeologist.job import NICENESS
-from contracts.messages import ForwardOptions
-from tests.benchmarks.spine import LARGE, SMALL, Sampler, excavation, make, ours
+from archaeologist import api
+from archaeologist.bench.models import SIZES, make_pair
+from archaeologist.bench.processes import Run, run_child, run_printing
+from contracts.messages import Excavation, ForwardOptions, NeighbourOptions
 from tests.fixtures.tokenizers import save_tokenizer
 
 WORDS_A_PROBE = 24
@@ -113,37 +110,30 @@ def write_probes(folder: Path, *, tokens: int) -> Path:
     return file
 
 
-def child(target: Path, base: Path, folder: Path, probes: Path, *, tokens: int) -> dict[str, float]:
-    """One run of the child: seconds of the whole process and peak memory."""
-    asked = excavation(target, base, folder)
-    options = replace(asked.job.options, compute_activations=True, probe_dataset=probes.stem, max_probe_tokens=tokens)
-    job = replace(asked.job, options=options)
+def child(target: Path, base: Path, folder: Path, probes: Path, *, tokens: int) -> Run:
+    """One run of the child."""
+    job = api.layer_stats_job(target, reference=base, probes=probes.stem, probes_folder=probes.parent)
+    job = replace(job, options=replace(job.options, max_probe_tokens=tokens))
     forward = ForwardOptions(probes_folder=str(probes.parent))
-    figures = ours(replace(asked, job=job, activations=forward), folder)
-    return figures | read_layer_stats(folder / "artifact.tmp").timings
+    artifact, sketch = (str(folder / name) for name in ("artifact.tmp", "sketch.tmp"))
+    asked = Excavation(job=job, artifact_path=artifact, sketch_path=sketch, activations=forward)
+    return run_child(asked, cache=api.default_cache())
 
 
-def theirs(target: Path, base: Path, probes: Path, *, tokens: int) -> dict[str, float]:
+def theirs(target: Path, base: Path, probes: Path, *, tokens: int) -> Run:
     """One run of the specification's approach."""
-    started = time.perf_counter()
     # As nice as the child makes itself: priority would decide the comparison on a machine that others use.
-    command = ["nice", "-n", str(NICENESS), sys.executable, "-W", "ignore", "-c", SPECIFICATION]
-    process = subprocess.Popen(
-        [*command, str(target), str(base), str(probes), str(tokens)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    sampler = Sampler(process.pid)
-    sampler.start()
-    output, _ = process.communicate()
-    if process.returncode != 0:
-        msg = f"the specification's approach ended with {process.returncode}"
-        raise SystemExit(msg)
-    sampler.join()
-    seconds = time.perf_counter() - started
-    print(f"    {output.decode().strip()}")  # noqa: T201 - what it is for
-    return {"process": seconds, "peak_mb": sampler.peak_mb, "resident_mb": sampler.resident_mb}
+    command = ["nice", "-n", str(NeighbourOptions().nice), sys.executable, "-W", "ignore", "-c", SPECIFICATION]
+    return run_printing([*command, str(target), str(base), str(probes), str(tokens)], {"HF_HUB_OFFLINE": "1"})
+
+
+def figures(runs: list[Run]) -> dict[str, float]:
+    """Medians of everything that was taken."""
+    everything = [
+        {"process": run.process_seconds, "peak_mb": run.peak_mb, "resident_mb": run.resident_mb, **run.seconds}
+        for run in runs
+    ]
+    return {name: round(statistics.median(one[name] for one in everything), 2) for name in everything[0]}
 
 
 def main() -> None:
@@ -155,29 +145,26 @@ def main() -> None:
     parser.add_argument("--only-ours", action="store_true")
     parser.add_argument("--folder", type=Path, help="where the checkpoints are made; by default a temporary folder")
     arguments = parser.parse_args()
-    shape = LARGE if arguments.large else SMALL
+    shape = SIZES["4b" if arguments.large else "0.6b"]
     shape = replace(shape, layers=arguments.layers or shape.layers)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)
-        base = make(folder / "base", shape, moved=0)
-        target = make(folder / "target", shape, moved=0.05)
+        target, base = make_pair(folder / "pair", shape)
         for checkpoint in (base, target):
             save_tokenizer(checkpoint, vocabulary=200)
         probes = write_probes(folder / "probes", tokens=arguments.tokens)
         child(target, base, folder, probes, tokens=arguments.tokens)  # compiles where it must; fills the page cache
-        mine, other = [], []
+        mine: list[Run] = []
+        other: list[Run] = []
         for _ in range(arguments.rounds):
             mine.append(child(target, base, folder, probes, tokens=arguments.tokens))
             if not (arguments.only_ours or arguments.large):
                 other.append(theirs(target, base, probes, tokens=arguments.tokens))
         for name, runs in (("child", mine), ("specification", other)):
             if runs:
-                median = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-                print(name, {key: round(value, 2) for key, value in median.items()})  # noqa: T201
+                print(name, figures(runs))  # noqa: T201
         if other:
-            ratio = statistics.median(run["process"] for run in mine) / statistics.median(
-                run["process"] for run in other
-            )
+            ratio = figures(mine)["process"] / figures(other)["process"]
             print(f"{ratio:.2f} of the specification's time")  # noqa: T201
 
 
