@@ -73,6 +73,35 @@ class RequestRecord(Struct, frozen=True, kw_only=True):
     at: str
 
 
+class DeadLetter(Struct, frozen=True, kw_only=True):
+    """A message in ``ARCHAEOLOGIST_DEAD`` by its headers: where it came from and what was wrong."""
+
+    sequence: int
+    """In ``ARCHAEOLOGIST_DEAD``."""
+    at: str
+    code: str
+    reason: str
+    subject: str
+    """On which it came."""
+    owner: str
+    """The request's id, or the job's key and its end."""
+    stream: str
+    stream_sequence: int
+
+
+class Requeued(Struct, frozen=True, kw_only=True):
+    """What ``jobs requeue`` did for one dead letter or failed job."""
+
+    sequence: int | None
+    """Of the letter; null: the job has none any more."""
+    code: str | None
+    action: Literal["asked", "asked_before", "left_out"]
+    request_id: RequestId | None = None
+    """Of the new request, the same each time."""
+    reason: str | None = None
+    """Why it was left out."""
+
+
 class SeenCheckpoint(Struct, frozen=True, kw_only=True):
     """A checkpoint that a trainer announced or a job analysed."""
 

@@ -1,4 +1,4 @@
-"""``jobs list``, ``jobs show``, ``jobs cancel``."""
+"""``jobs list``, ``jobs show``, ``jobs cancel``, ``jobs dead``, ``jobs requeue``."""
 
 import asyncio
 import getpass
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from archaeologist.settings import Settings
-    from contracts.records import JobRecord, RequestRecord
+    from contracts.records import DeadLetter, JobRecord, RequestRecord, Requeued
 
 app = typer.Typer(help="The jobs: what waits, runs and has ended.", no_args_is_help=False)
 
@@ -72,6 +72,62 @@ def cancel(identifier: Identifier, as_json: AsJson = False, config: Config = Non
         console.output().print(cancellation(record))
 
 
+Code = Annotated[str | None, typer.Option("--code", help="Only those with this error code.")]
+
+
+@app.command()
+def dead(
+    code: Code = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Only the newest.")] = 50,
+    as_json: AsJson = False,
+    config: Config = None,
+    nats_url: NatsUrl = None,
+) -> None:
+    """Lists the dead letters: messages that were refused and jobs that failed, the newest last."""
+    from archaeologist.cli import console
+
+    found = asyncio.run(_letters(read_settings(config=config, nats_url=nats_url), code))[-limit:]
+    if as_json:
+        console.print_json(found)
+    elif found:
+        console.output().print(letter_table(found))
+    else:
+        console.notices().print("no dead letter")
+
+
+@app.command()
+def requeue(
+    identifiers: Annotated[
+        list[str] | None,
+        typer.Argument(help="Sequences of dead letters, requests' ids or jobs' keys.", metavar="[ID]..."),
+    ] = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
+    code: Code = None,
+    as_json: AsJson = False,
+    config: Config = None,
+    nats_url: NatsUrl = None,
+) -> None:
+    """Asks again for what failed: a failed job runs anew, a refused message is sent as it came. Twice is once."""
+    from archaeologist.cli import console
+    from archaeologist.errors import UsageError
+
+    if bool(identifiers) == (every or code is not None):
+        msg = (
+            "name dead letters or jobs, or else give --all or --code CODE; `archaeologist jobs dead` lists the letters"
+        )
+        raise UsageError(msg)
+    settings = read_settings(config=config, nats_url=nats_url)
+    done = asyncio.run(_requeue(settings, tuple(identifiers or ()), code))
+    if as_json:
+        console.print_json(done)
+        return
+    for one in done:
+        console.output().print(console.printable(requeueing(one)), soft_wrap=True)
+    if not done:
+        console.notices().print("no dead letter")
+
+
 def newest(records: Iterable["JobRecord"], *, state: str | None, campaign: str | None, limit: int) -> list["JobRecord"]:
     """The newest records of a state and a campaign, in the order in which they were queued."""
     chosen = [
@@ -107,6 +163,31 @@ def table(records: Iterable["JobRecord"]) -> "Table":
             printable(record.error.code if record.error else record.most_changed_layer or ""),
         )
     return rows
+
+
+def letter_table(found: Iterable["DeadLetter"]) -> "Table":
+    """One row a dead letter."""
+    from rich.table import Table
+
+    from archaeologist.cli.console import printable
+
+    rows = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in ("letter", "at", "code", "from", "of", "reason"):
+        rows.add_column(column, no_wrap=column == "letter", overflow="fold")
+    for letter in found:
+        cells = (letter.code, letter.subject, letter.owner, letter.reason)
+        rows.add_row(str(letter.sequence), letter.at[:19].replace("T", " "), *map(printable, cells))
+    return rows
+
+
+def requeueing(one: "Requeued") -> str:
+    """What was done for a dead letter or a failed job."""
+    which = "job" if one.sequence is None else f"letter {one.sequence}"
+    of = f"{which} ({one.code})" if one.code else which
+    if one.action == "left_out":
+        return f"{of}: left out, {one.reason}"
+    before = " before" if one.action == "asked_before" else ""
+    return f"{of}: asked for again{before} as request {one.request_id}"
 
 
 def cancellation(record: "JobRecord") -> str:
@@ -175,6 +256,22 @@ async def _find(settings: "Settings", identifier: str) -> "tuple[RequestRecord |
 
     async with connected(settings.bus, name="archaeologist jobs") as bus:
         return await find(bus, identifier)
+
+
+async def _letters(settings: "Settings", code: str | None) -> "list[DeadLetter]":
+    from archaeologist.bus.connection import connected
+    from archaeologist.bus.letters import letters
+
+    async with connected(settings.bus, name="archaeologist jobs") as bus:
+        return await letters(bus, code=code)
+
+
+async def _requeue(settings: "Settings", identifiers: tuple[str, ...], code: str | None) -> "list[Requeued]":
+    from archaeologist.bus.connection import connected
+    from archaeologist.daemon.requeueing import requeue
+
+    async with connected(settings.bus, name="archaeologist jobs") as bus:
+        return await requeue(bus, identifiers, code=code)
 
 
 async def _cancel(settings: "Settings", identifier: str) -> "JobRecord":

@@ -174,6 +174,8 @@ async def test_output_replaces_no_file_that_is_not_an_artifact(root: Path) -> No
         (("request", "--step", "1"), 2, "error: usage: hero and campaign are unknown"),
         (("request", "--hero", "h", "--campaign", "c", "--steps", "9:1:1"), 2, "error: usage: --steps '9:1:1'"),
         (("log", "--since", "soon"), 2, "error: usage: --since 'soon'"),
+        (("jobs", "requeue"), 2, "error: usage: name dead letters or jobs"),
+        (("jobs", "requeue", "7", "--all"), 2, "error: usage: name dead letters or jobs"),
     ],
 )
 async def test_an_error_is_one_line_with_its_code_and_its_exit_code(
@@ -204,6 +206,8 @@ async def test_debug_shows_where_an_error_arose(tmp_path: Path) -> None:
         ("jobs", "list"),
         ("jobs", "show", "x"),
         ("jobs", "cancel", "x"),
+        ("jobs", "requeue", "--all"),
+        ("workers",),
         ("log",),
         ("bus", "ensure"),
         ("request", "--hero", "h", "--campaign", "c", "--step", "1"),

@@ -1,11 +1,12 @@
 """The list of jobs and what a cancellation comes to."""
 
+import pytest
 from msgspec.structs import replace
 from rich.console import Console
 
-from archaeologist.cli.jobs import cancellation, newest, table
-from contracts.messages import EventError
-from contracts.records import JobRecord
+from archaeologist.cli.jobs import cancellation, letter_table, newest, requeueing, table
+from contracts.messages import EventError, RequestId
+from contracts.records import DeadLetter, JobRecord, Requeued
 from tests.unit.daemon.jobs import done, job, queued, running
 
 
@@ -41,3 +42,46 @@ def test_a_cancellation_says_what_it_came_to() -> None:
     assert cancellation(replace(queued(), state="cancelled")).endswith("is cancelled")
     assert "told to stop" in cancellation(running()[0])
     assert "done already" in cancellation(done())
+
+
+@pytest.mark.parametrize(
+    ("done", "words"),
+    [
+        (
+            Requeued(sequence=7, code="shard_missing", action="asked", request_id=RequestId("R")),
+            "letter 7 (shard_missing): asked for again as request R",
+        ),
+        (
+            Requeued(sequence=None, code=None, action="asked_before", request_id=RequestId("R")),
+            "job: asked for again before as request R",
+        ),
+        (
+            Requeued(sequence=7, code="x", action="left_out", reason="job k is done by now"),
+            "letter 7 (x): left out, job k is done by now",
+        ),
+    ],
+)
+def test_what_was_asked_for_again_is_one_line(done: Requeued, words: str) -> None:
+    assert requeueing(done) == words
+
+
+def test_a_dead_letter_is_a_row() -> None:
+    letter = DeadLetter(
+        sequence=7,
+        at="2026-01-02T03:04:05.000Z",
+        code="shard_missing",
+        reason="gone\x1b[2J",
+        subject="analysis.requested",
+        owner="R",
+        stream="REQUESTS",
+        stream_sequence=3,
+    )
+    rows = letter_table([letter])
+    assert [str(next(iter(column.cells))) for column in rows.columns] == [
+        "7",
+        "2026-01-02 03:04:05",
+        "shard_missing",
+        "analysis.requested",
+        "R",
+        "gone [2J",
+    ]
