@@ -154,6 +154,8 @@ class MetricEntry(Struct, frozen=True, kw_only=True):
     name: str
     title: str
     definition: str
+    has_submodules: bool = False
+    """Whether the strata have it for a row a submodule too."""
 
 
 class SkillEntry(Struct, frozen=True, kw_only=True):

@@ -1,7 +1,10 @@
-"""What the strata show: a metric of every block at every checkpoint, at most 400 rows by 1000 columns. Pure numbers."""
+"""What the strata show: a metric of every block, or submodule, at every checkpoint, at most 400 rows by 1000 columns.
+
+Pure numbers.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +34,8 @@ class Metric(Struct, frozen=True, kw_only=True):
     """Of several checkpoints in one column: the one that says more."""
     has_resolution: bool = False
     """Whether rounding of the stored values shows in it."""
+    has_submodules: bool = False
+    """Whether there is a number of each submodule too."""
 
 
 METRICS: Final[dict[str, Metric]] = {
@@ -41,6 +46,7 @@ METRICS: Final[dict[str, Metric]] = {
         summary="drift",
         field="relative_l2",
         has_resolution=True,
+        has_submodules=True,
     ),
     "l2": Metric(
         title="L2",
@@ -49,6 +55,7 @@ METRICS: Final[dict[str, Metric]] = {
         summary="drift",
         field="l2",
         has_resolution=True,
+        has_submodules=True,
     ),
     "one_minus_cosine": Metric(
         title="1 − cosine",  # noqa: RUF001 -- a minus sign
@@ -57,6 +64,7 @@ METRICS: Final[dict[str, Metric]] = {
         summary="drift",
         field="one_minus_cosine",
         has_resolution=True,
+        has_submodules=True,
     ),
     "changed_fraction": Metric(
         title="Changed fraction",
@@ -65,6 +73,7 @@ METRICS: Final[dict[str, Metric]] = {
         summary="drift",
         field="changed_fraction",
         is_log=False,
+        has_submodules=True,
     ),
     "cka": Metric(
         title="CKA",
@@ -100,6 +109,21 @@ METRICS: Final[dict[str, Metric]] = {
 }
 
 
+class Submodules(Protocol):
+    """The drift of each submodule, as arrays."""
+
+    @property
+    def blocks(self) -> Mapping[str, str]:
+        """The block of each, by its name."""
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Of the checkpoints that were compared with a reference, ascending."""
+
+    def column(self, name: str) -> Floats:
+        """A number of each, shape (submodules, checkpoints)."""
+
+
 class Column(NamedTuple):
     """One column: a checkpoint, or several that follow each other."""
 
@@ -116,6 +140,9 @@ class Grid(NamedTuple):
     """A metric, rows from the embedding to the head, columns by step."""
 
     rows: tuple[str, ...]
+    """Names of blocks, or of submodules."""
+    blocks: tuple[str, ...]
+    """The block of each row."""
     columns: tuple[Column, ...]
     values: Floats
     """Shape (rows, columns); NaN where there is none."""
@@ -124,39 +151,88 @@ class Grid(NamedTuple):
     references: tuple[int | None, ...] = ()
     """Steps that the columns are compared with; empty where columns hold several checkpoints."""
     rows_each: int = 1
-    """Blocks in one row; the first one's name stands for them."""
+    """Blocks or submodules in one row; the first one's name stands for them."""
     columns_each: int = 1
     """Checkpoints in one column."""
 
 
-def grid(metric: str, timeline: DriftTimeline, health: HealthTimeline, *, most_columns: int = MOST_COLUMNS) -> Grid:
+def grid(
+    metric: str,
+    timeline: DriftTimeline,
+    health: HealthTimeline,
+    *,
+    submodules: Submodules | None = None,
+    most_columns: int = MOST_COLUMNS,
+) -> Grid:
     """A metric of the summaries, all analysed checkpoints as columns.
 
     Args:
         metric: One of ``METRICS``.
         timeline: Of the campaign.
         health: Of the same campaign; has the columns that were compared with nothing.
+        submodules: Of the same campaign, for a row each; None: a row a block. Not used where the metric has none.
         most_columns: Where there are more checkpoints, several share a column.
     """
     which = METRICS[metric]
     steps = tuple(sorted({*timeline.checkpoints, *health.checkpoints}))
-    of_drift, of_health = _placed(timeline.checkpoints, steps), _placed(health.checkpoints, steps)
     compared_with = dict(zip(timeline.checkpoints, timeline.reference_steps, strict=False))
-    references = tuple(compared_with.get(step) for step in steps)
-    columns = tuple(Column(step, step) for step in steps)
     if which.field == "kl":
-        values = of_drift(timeline.kl)[np.newaxis, :]
-        whole = Grid(("predictions",), columns, values, np.zeros(values.shape, np.bool_), references)
-        return _binned(whole, which, most_columns)
-    rows = tuple(dict.fromkeys([*timeline.layers, *health.layers]))
+        values = _placed(timeline.checkpoints, steps)(timeline.kl)[np.newaxis, :]
+        rows = _Rows(("predictions",), ("predictions",), values, np.zeros(values.shape, np.bool_))
+    elif submodules is not None and which.has_submodules:
+        rows = _of_submodules(which, submodules, steps, order=tuple(timeline.layers))
+    else:
+        rows = _of_blocks(which, timeline, health, steps)
+    whole = Grid(
+        rows=rows.names,
+        blocks=rows.blocks,
+        columns=tuple(Column(step, step) for step in steps),
+        values=rows.values,
+        below=rows.below,
+        references=tuple(compared_with.get(step) for step in steps),
+    )
+    return _binned(whole, which, most_columns)
+
+
+class _Rows(NamedTuple):
+    """All rows of a grid, one column a checkpoint."""
+
+    names: tuple[str, ...]
+    blocks: tuple[str, ...]
+    values: Floats
+    below: Bools
+
+
+def _of_blocks(which: Metric, timeline: DriftTimeline, health: HealthTimeline, steps: tuple[int, ...]) -> _Rows:
+    of_drift, of_health = _placed(timeline.checkpoints, steps), _placed(health.checkpoints, steps)
+    names = tuple(dict.fromkeys([*timeline.layers, *health.layers]))
     placed, layers = (of_drift, timeline.layers) if which.summary == "drift" else (of_health, health.layers)
-    values = _stacked([placed(getattr(layers.get(row), which.field, ())) for row in rows], len(steps))
-    below = np.zeros(values.shape, np.bool_)
-    if which.has_resolution:
-        flags = [of_drift(layer.below_resolution if (layer := timeline.layers.get(row)) else ()) for row in rows]
-        # What did not change at all is exact: nothing there was rounded.
-        below = (_stacked(flags, len(steps)) == 1) & (values != 0)
-    return _binned(Grid(rows, columns, values, below, references), which, most_columns)
+    values = _stacked([placed(getattr(layers.get(name), which.field, ())) for name in names], len(steps))
+    flags = [of_drift(layer.below_resolution if (layer := timeline.layers.get(name)) else ()) for name in names]
+    return _Rows(names, names, values, _below(which, values, _stacked(flags, len(steps))))
+
+
+def _of_submodules(which: Metric, found: Submodules, steps: tuple[int, ...], *, order: tuple[str, ...]) -> _Rows:
+    """Block by block in the timeline's order."""
+    place = {block: number for number, block in enumerate(order)}
+    blocks = tuple(found.blocks.values())
+    rows = sorted(range(len(blocks)), key=lambda row: place.get(blocks[row], len(place)))
+    column = {step: number for number, step in enumerate(steps)}
+    known = [(number, column[step]) for number, step in enumerate(found.steps) if step in column]
+    values, flags = (np.full((len(rows), len(steps)), np.nan) for _ in range(2))
+    of, to = ([pair[side] for pair in known] for side in (0, 1))
+    for whole, name in ((values, which.field), (flags, "below_resolution")):
+        whole[:, to] = found.column(name)[np.ix_(rows, of)]
+    values[~np.isfinite(values)] = np.nan
+    names = tuple(found.blocks)
+    return _Rows(
+        tuple(names[row] for row in rows), tuple(blocks[row] for row in rows), values, _below(which, values, flags)
+    )
+
+
+def _below(which: Metric, values: Floats, flags: Floats) -> Bools:
+    # What did not change at all is exact: nothing there was rounded.
+    return (flags == 1) & (values != 0) if which.has_resolution else np.zeros(values.shape, np.bool_)
 
 
 def _placed(own: Sequence[int], steps: Sequence[int]) -> Callable[[Sequence[float | None]], Floats]:
@@ -189,6 +265,7 @@ def _binned(found: Grid, metric: Metric, most_columns: int) -> Grid:
     columns = found.columns
     return Grid(
         rows=found.rows[::rows_each],
+        blocks=found.blocks[::rows_each],
         columns=tuple(
             Column(columns[place].first, columns[min(place + columns_each, len(columns)) - 1].last)
             for place in range(0, len(columns), columns_each)

@@ -1,16 +1,17 @@
 """One block over time: the drift of its parts, the norm of its weights, the spread of its activations."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import plotly.graph_objects as go
 from msgspec import Struct
 from plotly.subplots import make_subplots
 
+from archaeologist.figures.grid import METRICS, Floats, Submodules
 from archaeologist.figures.labels import plain
 from archaeologist.figures.themes import NEUTRAL
-from contracts.artifacts import DriftTimeline, HealthTimeline, LayerHealthTimeline, LayerStats, LayerTimeline
+from contracts.artifacts import DriftTimeline, HealthTimeline, LayerHealthTimeline, LayerTimeline
 
 DASHES: Final = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 PANEL_PIXELS: Final = 190
@@ -18,29 +19,42 @@ DRIFT_SHARE: Final = 1.7
 """Height of the panel of the drift, whose lines are many, to the others'."""
 FEW_DECADES: Final = 2
 """Powers of ten below which an axis needs ticks between them."""
+MARKED_UP_TO: Final = 200
+"""Checkpoints of which each has a mark on the line."""
 MOST_PARTS: Final = 8
 """Lines that can still be told apart; those that moved farthest."""
 
 
 class Parts(Struct, frozen=True, kw_only=True):
-    """Relative L2 of each tensor of a block over time."""
+    """The drift of each tensor of a block over time."""
 
+    metric: str = "relative_l2"
+    """One of ``METRICS`` that has submodules."""
     steps: tuple[int, ...] = ()
-    relative_l2: Mapping[str, tuple[float | None, ...]] = {}
+    values: Mapping[str, tuple[float | None, ...]] = {}
     """By the tensor's name within the block; aligned with ``steps``."""
 
 
-def parts_of(block: str, artifacts: Iterable[LayerStats]) -> Parts:
-    """The drift of a block's tensors in artifacts, which may come in any order."""
-    ordered = sorted((one for one in artifacts if one.drift_stats), key=lambda one: one.checkpoint_step)
-    found = [one.drift_stats[block].tensors if block in one.drift_stats else {} for one in ordered]
-    names = dict.fromkeys(name for tensors in found for name in tensors)
+def parts_of(block: str, submodules: Submodules, metric: str = "relative_l2") -> Parts:
+    """The drift of a block's tensors.
+
+    Args:
+        block: Its name.
+        submodules: Of the campaign.
+        metric: One of ``METRICS`` that has submodules.
+    """
+    values = submodules.column(METRICS[metric].field)
+    rows = [row for row, owner in enumerate(submodules.blocks.values()) if owner == block]
+    names = list(submodules.blocks)
     return Parts(
-        steps=tuple(one.checkpoint_step for one in ordered),
-        relative_l2={
-            name: tuple(tensors[name].relative_l2 if name in tensors else None for tensors in found) for name in names
-        },
+        metric=metric,
+        steps=submodules.steps,
+        values={names[row].removeprefix(f"{block}."): _numbers(values[row]) for row in rows},
     )
+
+
+def _numbers(values: Floats) -> tuple[float | None, ...]:
+    return tuple(value if math.isfinite(value) else None for value in values.tolist())
 
 
 def detail(block: str, timeline: DriftTimeline, health: HealthTimeline, parts: Parts | None = None) -> go.Figure:
@@ -50,12 +64,14 @@ def detail(block: str, timeline: DriftTimeline, health: HealthTimeline, parts: P
         block: Its name; one that the summaries do not have gives a figure without panels.
         timeline: Of the campaign.
         health: Of the same campaign.
-        parts: Of the block, read from its artifacts.
+        parts: Of the block; what is drawn of the block's drift is their metric.
     """
+    parts = parts or Parts()
+    drift = METRICS[parts.metric]
     layer = timeline.layers.get(block)
     state = health.layers.get(block)
     panels: list[tuple[str, list[Any]]] = [
-        ("relative L2", _drift(layer, timeline, parts or Parts())),
+        (plain(drift.title), _drift(layer, timeline, parts)),
         ("weight norm", _norm(state, health)),
         ("activations p1 to p99", _activations(state, health)),
     ]
@@ -65,13 +81,13 @@ def detail(block: str, timeline: DriftTimeline, health: HealthTimeline, parts: P
         cols=1,
         shared_xaxes=True,
         vertical_spacing=0.07,
-        row_heights=[DRIFT_SHARE if title == "relative L2" else 1.0 for title, _ in panels] or None,
+        row_heights=[DRIFT_SHARE if title == plain(drift.title) else 1.0 for title, _ in panels] or None,
     )
     for row, (title, traces) in enumerate(panels, start=1):
         for trace in traces:
             figure.add_trace(trace, row=row, col=1)
         figure.update_yaxes(title_text=title, row=row, col=1)
-    if panels and panels[0][0] == "relative L2" and _is_positive(panels[0][1]):
+    if drift.is_log and panels and panels[0][0] == plain(drift.title) and _is_positive(panels[0][1]):
         figure.update_yaxes(
             type="log", dtick="D2" if _decades(panels[0][1]) < FEW_DECADES else 1, tickformat=".1g", row=1, col=1
         )
@@ -99,18 +115,15 @@ def _is_positive(traces: Sequence[Any]) -> bool:
 
 
 def _drift(layer: LayerTimeline | None, timeline: DriftTimeline, parts: Parts) -> list[go.Scatter]:
-    if layer is None or all(value is None for value in layer.relative_l2):
+    of_block = getattr(layer, METRICS[parts.metric].field, ())
+    if all(value is None for value in of_block):
         return []
-    whole = _line("whole block", timeline.checkpoints, layer.relative_l2, width=3)
-    if len(parts.relative_l2) <= 1:  # the block itself
+    whole = _line("whole block", timeline.checkpoints, of_block, width=3)
+    if len(parts.values) <= 1:  # the block itself
         return [whole]
-    farthest = sorted(
-        parts.relative_l2, key=lambda name: -max((value or 0 for value in parts.relative_l2[name]), default=0)
-    )
+    farthest = sorted(parts.values, key=lambda name: -max((value or 0 for value in parts.values[name]), default=0))
     lines = [
-        _line(
-            plain(name.removesuffix(".weight")), parts.steps, parts.relative_l2[name], dash=DASHES[place % len(DASHES)]
-        )
+        _line(plain(name.removesuffix(".weight")), parts.steps, parts.values[name], dash=DASHES[place % len(DASHES)])
         for place, name in enumerate(farthest[:MOST_PARTS], start=1)
     ]
     return [whole, *lines]
@@ -155,7 +168,7 @@ def _line(
         x=list(steps),
         y=list(values),
         name=name,
-        mode="lines+markers",
+        mode="lines+markers" if len(steps) <= MARKED_UP_TO else "lines",
         line={"dash": dash, "width": width},
         marker={"size": 5},
         showlegend=is_named,

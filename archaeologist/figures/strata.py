@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 
-from archaeologist.figures.grid import METRICS, MOST_COLUMNS, Column, Floats, Grid, Metric, grid
+from archaeologist.figures.grid import METRICS, MOST_COLUMNS, Column, Floats, Grid, Metric, Submodules, grid
 from archaeologist.figures.labels import plain, short
 from archaeologist.figures.themes import DARK, NEUTRAL
 from contracts.artifacts import DriftTimeline, HealthAlert, HealthTimeline
@@ -28,20 +28,30 @@ ALERT_COLORS: Final = {"warning": "#b97a12", "critical": "#d2543c"}
 
 
 def strata(
-    metric: str, timeline: DriftTimeline, health: HealthTimeline, *, most_columns: int = MOST_COLUMNS
+    metric: str,
+    timeline: DriftTimeline,
+    health: HealthTimeline,
+    *,
+    submodules: Submodules | None = None,
+    most_columns: int = MOST_COLUMNS,
 ) -> go.Figure:
     """The heatmap of a metric, the row of the predictions' KL above it, alerts as marks on the time axis.
 
-    ``layout.meta`` has what a page needs to know which cell was clicked: ``metric``, ``blocks`` and ``steps``.
+    ``layout.meta`` has what a page needs to know which cell was clicked: ``metric``, ``rows``, their ``blocks``, and
+    ``steps``.
 
     Args:
         metric: One of ``METRICS``.
         timeline: Of the campaign.
         health: Of the same campaign.
+        submodules: Of the same campaign, for a row each; None: a row a block.
         most_columns: Where there are more checkpoints, several share a column, and the title says so.
     """
-    which, found = METRICS[metric], grid(metric, timeline, health, most_columns=most_columns)
-    names = list(short(found.rows).values())
+    which = METRICS[metric]
+    found = grid(metric, timeline, health, submodules=submodules, most_columns=most_columns)
+    names = list(short([name.removesuffix(".weight") for name in found.rows]).values())
+    if len(names) < len(found.rows):
+        names = list(short(found.rows).values())
     figure = go.Figure()
     figure.add_trace(_heat(found, which, names))
     for trace in _resolution(found, names):
@@ -52,8 +62,9 @@ def strata(
     for trace in _alerts(health.alerts, found.columns):
         figure.add_trace(trace)
     _lay_out(figure, found, which, names, has_kl=has_kl)
+    steps = [[column.first, column.last] for column in found.columns]
     figure.update_layout(
-        meta={"metric": metric, "blocks": list(found.rows), "steps": [[one.first, one.last] for one in found.columns]}
+        meta={"metric": metric, "rows": list(found.rows), "blocks": list(found.blocks), "steps": steps}
     )
     return figure
 
@@ -271,6 +282,6 @@ def _title(found: Grid, metric: Metric) -> str:
     if found.columns_each > 1:
         each.append(f"{found.columns_each} checkpoints a column")
     if found.rows_each > 1:
-        each.append(f"{found.rows_each} blocks a row")
+        each.append(f"{found.rows_each} {'blocks' if found.rows == found.blocks else 'submodules'} a row")
     cut = f"; {' and '.join(each)}, the {metric.keeps} value shown" if each else ""
     return f"{metric.title}{scale}{cut}"

@@ -14,6 +14,7 @@ from archaeologist.figures.movers import ranking
 from archaeologist.files import read_bounded
 from archaeologist.findings.campaign import findings
 from archaeologist.summaries.chronicle import update
+from archaeologist.summaries.submodules import read_submodules
 from contracts.artifacts import (
     ARTIFACT_VERSION,
     DriftTimeline,
@@ -24,8 +25,6 @@ from contracts.artifacts import (
 )
 from contracts.findings import Finding
 
-MOST_ARTIFACTS: Final = 50
-"""The newest ones, from which the parts of blocks are read: a large model's artifact takes some 10 ms."""
 MOST_BLOCKS: Final = 4
 """With a layer detail."""
 MAX_SUMMARY_BYTES: Final = 1_000_000_000
@@ -64,11 +63,9 @@ def read_campaign(folder: CampaignFolder) -> Campaign:
     stability = _summary(folder.stability, StabilityReport)
     skills = _summary(folder.skill_impact, SkillImpact)
     newest = artifacts(folder, health.checkpoints[-1:])
-    compared = artifacts(folder, timeline.checkpoints[-MOST_ARTIFACTS:])
-    found = findings(
-        timeline, health, stability=stability, skills=skills, newest=compared[-1] if compared else last(newest)
-    )
-    blocks = _detailed(found, stability)
+    compared = artifacts(folder, timeline.checkpoints[-1:])
+    found = findings(timeline, health, stability=stability, skills=skills, newest=last(compared) or last(newest))
+    parts, not_told = _parts(folder, _detailed(found, stability))
     return Campaign(
         hero_id=folder.hero_id,
         campaign_id=folder.campaign_id,
@@ -78,8 +75,8 @@ def read_campaign(folder: CampaignFolder) -> Campaign:
         skills=skills,
         newest=last(newest) or last(compared),
         findings=found,
-        parts={block: parts_of(block, compared) for block in blocks},
-        notes=(*notes, *_cut(timeline)),
+        parts=parts,
+        notes=tuple(dict.fromkeys((*notes, *not_told))),
     )
 
 
@@ -91,13 +88,14 @@ def _update(folder: CampaignFolder) -> tuple[str, ...]:
     return ()
 
 
-def _cut(timeline: DriftTimeline) -> tuple[str, ...]:
-    count = len(timeline.checkpoints)
-    return (
-        (f"Parts of blocks are of the newest {MOST_ARTIFACTS} of {count} comparisons.",)
-        if count > MOST_ARTIFACTS
-        else ()
-    )
+def _parts(folder: CampaignFolder, blocks: list[str]) -> tuple[dict[str, Parts], tuple[str, ...]]:
+    """The drift of the blocks' submodules, and what the reader must know about it."""
+    try:
+        submodules = read_submodules(folder)
+    except (ArtifactUnwritable, SummariesLate) as error:
+        told = f"What was read of the blocks' parts is lost, and could not be read again ({error.code})."
+        return {block: Parts() for block in blocks}, (told,)
+    return {block: parts_of(block, submodules) for block in blocks}, ()
 
 
 def _summary(path: Path, kind: type[Summary]) -> Summary:

@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from msgspec import Struct
 
-from archaeologist.figures.grid import METRICS, grid
+from archaeologist.figures.grid import METRICS, Submodules, grid
 from archaeologist.figures.layer import Parts
 from archaeologist.figures.movers import ranking
 from contracts.artifacts import DriftTimeline, HealthTimeline, SkillFinding, StabilityReport
@@ -32,9 +32,9 @@ def number(value: float | None) -> str:
     return ABSENT if value is None or not np.isfinite(value) else f"{value:.4g}"
 
 
-def strata(metric: str, timeline: DriftTimeline, health: HealthTimeline) -> Grid:
-    """A metric: blocks by checkpoints, the head first as in the figure."""
-    found = grid(metric, timeline, health)
+def strata(metric: str, timeline: DriftTimeline, health: HealthTimeline, submodules: Submodules | None = None) -> Grid:
+    """A metric: blocks or submodules by checkpoints, the head first as in the figure."""
+    found = grid(metric, timeline, health, submodules=submodules)
     count = max(1, MOST_CELLS // max(1, len(found.rows)))
     columns = found.columns[-count:]
     rows = [
@@ -68,17 +68,18 @@ def movers(report: StabilityReport) -> Grid:
 
 
 def detail(block: str, timeline: DriftTimeline, health: HealthTimeline, parts: Parts) -> Grid:
-    """A block over time."""
-    drift = _by_step(timeline.checkpoints, timeline.layers[block].relative_l2) if block in timeline.layers else {}
+    """A block over time; the drift is the parts' metric."""
+    layer = timeline.layers.get(block)
+    drift = _by_step(timeline.checkpoints, getattr(layer, parts.metric) if layer else ())
     state = health.layers.get(block)
     norms = _by_step(health.checkpoints, state.weight_l2 if state else ())
     low = _by_step(health.checkpoints, state.activation_percentile_1 if state else ())
     high = _by_step(health.checkpoints, state.activation_percentile_99 if state else ())
-    by_part = {name: _by_step(parts.steps, values) for name, values in parts.relative_l2.items()}
+    by_part = {name: _by_step(parts.steps, values) for name, values in parts.values.items()}
     steps = sorted({*timeline.checkpoints, *health.checkpoints})
     columns = [drift, norms, low, high, *by_part.values()]
     return Grid(
-        head=("step", "relative L2", "weight norm", "activation p1", "activation p99", *by_part),
+        head=("step", METRICS[parts.metric].title, "weight norm", "activation p1", "activation p99", *by_part),
         rows=tuple((str(step), *(number(column.get(step)) for column in columns)) for step in steps[-MOST_ROWS:]),
         note=_newest(len(steps)),
     )

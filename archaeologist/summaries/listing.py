@@ -12,14 +12,14 @@ class Listing(NamedTuple):
     """The artifacts of a campaign."""
 
     extracts: tuple[Extract, ...]
-    """Ascending by step."""
+    """Ascending by step, without their numbers of blocks."""
     left_out: tuple[LeftOut, ...]
     """Files that are no artifact of this campaign."""
 
 
 def listing(folder: CampaignFolder) -> Listing:
     """The artifacts as the last update saw them; none before the first. Blocking."""
-    entries = store.load(folder.summaries).entries.values()
+    entries = store.load(folder.summaries, has_numbers=False).entries.values()
     extracts = (entry.extract for entry in entries if entry.extract)
     return Listing(
         extracts=tuple(sorted(extracts, key=lambda extract: extract.step)),

@@ -82,13 +82,18 @@ class Store(Struct, frozen=True, kw_only=True):
     """By the name of the summary."""
 
 
-def load(folder: Path) -> Store:
-    """The store in a folder of summaries; an empty one where none can be used."""
+def load(folder: Path, *, has_numbers: bool = True) -> Store:
+    """The store in a folder of summaries; an empty one where none can be used.
+
+    Args:
+        folder: Of the summaries.
+        has_numbers: Whether the extracts get their numbers of blocks, which most of the time goes into.
+    """
     for _ in range(2):  # a writer may have moved the numbers to another file meanwhile
         with contextlib.suppress(OSError, ValueError):
             found = _decoded(folder)
             if ledger.is_whole(folder, found.submodules):
-                return replace(found, entries=_with_blocks(folder, found))
+                return replace(found, entries=_with_blocks(folder, found)) if has_numbers else found
     return Store()
 
 

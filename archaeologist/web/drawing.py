@@ -4,6 +4,7 @@ The figures, tables and sentences are those of the report.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple, NoReturn
 
 import msgspec
@@ -12,7 +13,7 @@ from msgspec.structs import asdict
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.errors import ArtifactMissing, ParameterInvalid
 from archaeologist.figures.encoding import encoded
-from archaeologist.figures.grid import METRICS, grid, measured
+from archaeologist.figures.grid import METRICS, Submodules, grid, measured
 from archaeologist.figures.health import series, timelines
 from archaeologist.figures.layer import detail, parts_of
 from archaeologist.figures.movers import movers, ranking
@@ -23,7 +24,7 @@ from archaeologist.findings.cards import cards
 from archaeologist.findings.health import measured as measured_places
 from archaeologist.findings.places import section
 from archaeologist.report import tables
-from archaeologist.report.campaign import MOST_ARTIFACTS, Campaign, artifacts, last
+from archaeologist.report.campaign import Campaign, artifacts, last
 from archaeologist.report.page import CLASSES
 from archaeologist.report.provenance import provenance
 from archaeologist.web.library import Library
@@ -33,7 +34,9 @@ from contracts.http import Cards, Contents, Findings, MetricEntry, PlacedFinding
 
 FigureName = Literal["strata", "movers", "layer", "scores", "impact", "health"]
 TableName = Literal["alerts", "checkpoints"]
+Rows = Literal["block", "submodule"]
 
+OF_SUBMODULES: Final = tuple(name for name, metric in METRICS.items() if metric.has_submodules)
 SHOWN: Final = 100
 """Characters of a value that an error repeats."""
 
@@ -45,6 +48,8 @@ class Asked(NamedTuple):
     metric: str | None = None
     block: str | None = None
     skill: str | None = None
+    rows: Rows = "block"
+    """Of the strata."""
 
 
 class Chronicle(NamedTuple):
@@ -55,6 +60,8 @@ class Chronicle(NamedTuple):
     health: HealthTimeline
     stability: StabilityReport
     skills: SkillImpact
+    submodules: Callable[[], Submodules]
+    """Reads them, for who draws them."""
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -75,6 +82,7 @@ def read(library: Library, folder: CampaignFolder) -> Chronicle:
         library.read(folder, folder.health, HealthTimeline),
         library.read(folder, folder.stability, StabilityReport),
         library.read(folder, folder.skill_impact, SkillImpact),
+        partial(library.submodules, folder),
     )
 
 
@@ -100,7 +108,12 @@ def contents(found: Chronicle) -> bytes:
         campaign_id=found.folder.campaign_id,
         checkpoints=len({*timeline.checkpoints, *health.checkpoints}),
         metrics=tuple(
-            MetricEntry(name=name, title=METRICS[name].title, definition=METRICS[name].definition)
+            MetricEntry(
+                name=name,
+                title=METRICS[name].title,
+                definition=METRICS[name].definition,
+                has_submodules=METRICS[name].has_submodules,
+            )
             for name in measured(timeline, health)
         ),
         blocks=found.blocks,
@@ -144,13 +157,24 @@ def _strata(found: Chronicle, asked: Asked) -> bytes:
     if metric not in known:
         msg = f"metric {metric!r} was not measured in this campaign; use some of {', '.join(known)}"
         raise ArtifactMissing(msg)
+    submodules = _submodules(found, metric) if asked.rows == "submodule" else None
     return _encoded(
-        strata(metric, found.timeline, found.health),
-        tables.strata(metric, found.timeline, found.health),
+        strata(metric, found.timeline, found.health, submodules=submodules),
+        tables.strata(metric, found.timeline, found.health, submodules),
         title=METRICS[metric].title,
         definition=METRICS[metric].definition,
         address=f"{PLACE}#{METRICS[metric].section}",
     )
+
+
+def _submodules(found: Chronicle, metric: str) -> Submodules:
+    if not METRICS[metric].has_submodules:
+        _refuse("metric", metric, f"of submodules there are {', '.join(OF_SUBMODULES)}")
+    submodules = found.submodules()
+    if not submodules.blocks:
+        msg = "strata: no artifact of this campaign has the drift of submodules; use rows=block"
+        raise ArtifactMissing(msg)
+    return submodules
 
 
 def _movers(found: Chronicle, _: Asked) -> bytes:
@@ -161,7 +185,10 @@ def _layer(found: Chronicle, asked: Asked) -> bytes:
     block = asked.block or ""
     if block not in found.blocks:
         _refuse("block", block, "contents lists those that are there")
-    parts = parts_of(block, artifacts(found.folder, found.timeline.checkpoints[-MOST_ARTIFACTS:]))
+    metric = asked.metric or OF_SUBMODULES[0]
+    if metric not in OF_SUBMODULES:
+        _refuse("metric", metric, f"of a block over time there are {', '.join(OF_SUBMODULES)}")
+    parts = parts_of(block, found.submodules(), metric)
     return _encoded(
         detail(block, found.timeline, found.health, parts),
         tables.detail(block, found.timeline, found.health, parts),

@@ -26,9 +26,18 @@ FigureName = Annotated[
 ]
 TableName = Annotated[Literal["alerts", "checkpoints"], PathParameter(description="Which table.")]
 Metric = Annotated[
-    str | None, QueryParameter(max_length=MOST_NAME, description="Of the strata; left out: the first measured.")
+    str | None,
+    QueryParameter(
+        max_length=MOST_NAME, description="Of the strata and the layer detail; left out: the first measured."
+    ),
 ]
 Block = Annotated[str | None, QueryParameter(max_length=MOST_NAME, description="Of the layer detail.")]
+Rows = Annotated[
+    Literal["block", "submodule"],
+    QueryParameter(
+        description="Of the strata: a row a block, or a row a submodule where the metric is one of weights."
+    ),
+]
 Skill = Annotated[str | None, QueryParameter(max_length=MOST_NAME, description="Of scores and impact.")]
 
 
@@ -73,11 +82,12 @@ def read_figure(
     metric: Metric = None,
     block: Block = None,
     skill: Skill = None,
+    rows: Rows = "block",
 ) -> Response[bytes]:
     """A figure as plotly takes it, and the table behind it."""
     from archaeologist.web import drawing  # noqa: PLC0415 -- as above
 
-    asked = drawing.Asked(name, metric, block, skill)
+    asked = drawing.Asked(name, metric, block, skill, rows)
     folder = _folder(library, campaign_id, hero_id)
     return _exhibit(request, library, folder, ("figure", *asked), lambda found: drawing.drawn(found, asked))
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -23,6 +23,9 @@ from archaeologist.web import listings
 from archaeologist.web.documents import Shelf
 from contracts.artifacts import ARTIFACT_VERSION, DriftTimeline, HealthTimeline, SkillImpact, StabilityReport
 from contracts.http import StatsList
+
+if TYPE_CHECKING:
+    from archaeologist.summaries.submodules import Submodules
 
 PATIENCE_SECONDS: Final = 2.0
 """What a request may spend on bringing summaries up to date."""
@@ -55,6 +58,8 @@ class Library:
         self._current: dict[Path, Stamp] = {}
         self._updating: dict[Path, threading.Lock] = {}
         self._decoded: OrderedDict[tuple[object, ...], Any] = OrderedDict()
+        self._submodules: tuple[tuple[object, ...], Submodules] | None = None
+        """Those that were asked for last, and of what."""
         self._lock = threading.Lock()
 
     def bring_up_to_date(self, folder: CampaignFolder) -> bool:
@@ -114,6 +119,23 @@ class Library:
             _brought_up_to_date(folder)
             found = listings.stats(folder, limit=limit, offset=offset)
         return found
+
+    def submodules(self, folder: CampaignFolder) -> "Submodules":
+        """The drift of every submodule of a campaign.
+
+        Raises:
+            SummariesLate: What was read of it is lost, and reading it again takes too long.
+            ArtifactUnwritable: The same, and it cannot be kept.
+            ArtifactInvalid: The disk damages it.
+        """
+        from archaeologist.summaries.submodules import read_submodules  # noqa: PLC0415 -- NumPy
+
+        key = (str(folder.path), signature(listings.stats_source(folder)))
+        if self._submodules is None or self._submodules[0] != key:
+            found = read_submodules(folder, until=time.monotonic() + PATIENCE_SECONDS)
+            self._submodules = (key, found)
+            return found
+        return self._submodules[1]
 
     def _update(self, folder: CampaignFolder) -> None:
         with self._lock:

@@ -9,7 +9,7 @@ import { heard, refreshSoon, showJobs } from "./jobs.js";
 import {
   chooseSkill, showCards, showCell, showFindings, showHealth, showLayer, showMovers, showProvenance, showSkill,
 } from "./sections.js";
-import { showStrata } from "./strata.js";
+import { offerMetrics, showStrata } from "./strata.js";
 
 const STATUS_SECONDS = 10;
 let contents = null;
@@ -61,7 +61,7 @@ async function show() {
   byId("empty").hidden = true;
   byId("shown").hidden = false;
   byId("rounding").hidden = !contents.has_rounding;
-  choose(byId("metric"), contents.metrics.map(({ name, title }) => [name, title]), byId("metric").value);
+  offerMetrics(contents.metrics);
   byId("strata-shown").hidden = !contents.metrics.length;
   byId("strata-none").hidden = contents.metrics.length > 0;
   showProvenance(contents);
@@ -187,7 +187,11 @@ function crew({ idle, busy, draining, silent }) {
 }
 
 async function begin() {
-  byId("metric").addEventListener("change", strata);
+  byId("metric").addEventListener("change", () => {
+    strata();
+    select(byId("block").value, null);
+  });
+  byId("rows").addEventListener("change", strata);
   byId("block").addEventListener("change", () => select(byId("block").value, null));
   byId("step").addEventListener("change", () => select(null, Number(byId("step").value)));
   byId("view").addEventListener("click", () => byId("step").value && view(shown, byId("step").value));

@@ -4,6 +4,7 @@ import { ofCampaign, read } from "./api.js";
 import { ACTIVATIONS, DRIFT, WEIGHTS, term } from "./definitions.js";
 import { byId, choose, facts, fill, make, say, scalars, table } from "./dom.js";
 import { draw, redraw } from "./figures.js";
+import { metricOfParts } from "./strata.js";
 
 const ICONS = { critical: "✕", warning: "▲", success: "✓", info: "·" };
 const WORDS = { critical: "Critical", warning: "Warning", success: "Good", info: "Note" };
@@ -79,8 +80,9 @@ const mark = ({ layout }) => ({
 });
 
 export async function showLayer(campaign, block) {
-  const drawing = await read(ofCampaign(campaign, "figures/layer", { block }));
-  if (byId("block").value === block) await draw("layer", drawing, { more: mark });
+  const metric = metricOfParts();
+  const drawing = await read(ofCampaign(campaign, "figures/layer", { block, metric }));
+  if (byId("block").value === block && metricOfParts() === metric) await draw("layer", drawing, { more: mark });
 }
 
 const CELL = ["layer_type", "param_count", "l2", "growth", "nan_count", "inf_count"];

@@ -2,23 +2,36 @@
 /* global Plotly */
 
 import { ofCampaign, read } from "./api.js";
-import { byId, number, say } from "./dom.js";
+import { byId, choose, number, say } from "./dom.js";
 import { draw } from "./figures.js";
 
 const frame = byId("figure-strata");
 const metric = byId("metric");
+const rows = byId("rows");
 const place = { row: 0, column: 0 };
 let campaign = null;
 let open = () => {};
 let title = "";
+let bySubmodule = new Set();
+
+// Offers the metrics of a campaign.
+export function offerMetrics(metrics) {
+  choose(metric, metrics.map(({ name, title }) => [name, title]), metric.value);
+  bySubmodule = new Set(metrics.filter((one) => one.has_submodules).map(({ name }) => name));
+}
+
+// The chosen metric where parts of a block have it.
+export const metricOfParts = () => (bySubmodule.has(metric.value) ? metric.value : undefined);
 
 // Shows the strata of a campaign; `select` is told the block and the step of a cell that is opened.
 export async function showStrata(which, select) {
   campaign = which;
   open = select;
-  const wanted = metric.value;
-  const drawing = await read(ofCampaign(which, "figures/strata", { metric: wanted }));
-  if (campaign !== which || metric.value !== wanted) return;
+  rows.disabled = !bySubmodule.has(metric.value);
+  rows.title = rows.disabled ? "This metric is of blocks only" : "";
+  const wanted = { metric: metric.value, rows: rows.disabled ? undefined : rows.value };
+  const drawing = await read(ofCampaign(which, "figures/strata", wanted));
+  if (campaign !== which || metric.value !== wanted.metric || (wanted.rows && rows.value !== wanted.rows)) return;
   title = drawing.title;
   say("definition", drawing.definition);
   byId("definition-more").href = drawing.address;
@@ -69,6 +82,6 @@ function tell(meta) {
   const value = heat?.customdata?.[place.row]?.[place.column];
   const [first, end] = meta.steps[place.column];
   const when = first === end ? `step ${first}` : `steps ${first} to ${end}`;
-  say("cell", `${meta.blocks[place.row]}, ${when}: ${title} ${value === null || Number.isNaN(value) ? "not measured" : number(value)}`);
+  say("cell", `${meta.rows[place.row]}, ${when}: ${title} ${value === null || Number.isNaN(value) ? "not measured" : number(value)}`);
   Plotly.Fx.hover(frame, [{ curveNumber: 0, pointNumber: [place.row, place.column] }]);
 }

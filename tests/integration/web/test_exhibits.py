@@ -77,6 +77,44 @@ async def test_the_strata_have_the_timelines_numbers(client: httpx.AsyncClient) 
     assert [row[0] for row in found["table"]["rows"]] == BLOCKS[::-1]
 
 
+async def test_the_strata_have_a_row_a_submodule_where_they_are_asked_for(client: httpx.AsyncClient) -> None:
+    found = await read(client, f"{ADDRESS}/figures/strata?metric=l2&rows=submodule")
+    meta = found["figure"]["layout"]["meta"]
+    assert list(dict.fromkeys(meta["blocks"])) == BLOCKS
+    assert len(meta["rows"]) == len(set(meta["rows"])) == len(weights(100))
+    artifacts = [await read(client, f"{ADDRESS}/layer_stats/{step}") for step in (*STEPS, 500)]
+    drawn = values(found["figure"]["data"][0]["customdata"])
+    for row, (name, block) in enumerate(zip(meta["rows"], meta["blocks"], strict=True)):
+        tensor = name.removeprefix(f"{block}.")
+        expected = [one["drift_stats"][block]["tensors"][tensor]["l2"] for one in artifacts[1:]]
+        assert drawn[row, 1:].tolist() == pytest.approx(expected, rel=1e-6)
+    assert [row[0] for row in found["table"]["rows"]] == meta["rows"][::-1]
+
+
+async def test_a_block_over_time_has_all_comparisons_of_its_parts(client: httpx.AsyncClient) -> None:
+    found = await read(client, f"{ADDRESS}/figures/layer?block=model.layers.0&metric=l2")
+    assert found["table"]["head"][:2] == ["step", "L2"]
+    assert found["table"]["head"][5:] == ["mlp.weight"]
+    assert [row[0] for row in found["table"]["rows"]] == ["100", "200", "300", "400", "500"]
+    assert all(cell != "\N{EN DASH}" for row in found["table"]["rows"][1:] for cell in row[5:])
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("strata?metric=activation_std&rows=submodule", "of submodules there are relative_l2, l2"),
+        ("strata?rows=tensor", "rows"),
+        ("layer?block=lm_head&metric=cka", "of a block over time there are relative_l2"),
+    ],
+)
+async def test_rows_and_metrics_that_do_not_go_together_are_refused(
+    client: httpx.AsyncClient, query: str, says: str
+) -> None:
+    reply = await client.get(f"{ADDRESS}/figures/{query}")
+    assert reply.status_code == 400
+    assert says in reply.json()["error"]
+
+
 @pytest.mark.parametrize(
     "figure", ["strata", "movers", "layer?block=lm_head", "health", "strata?metric=activation_std"]
 )

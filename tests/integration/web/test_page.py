@@ -36,7 +36,8 @@ expect.set_options(timeout=PATIENCE_MILLISECONDS)
 
 def weights(step: int) -> dict[str, Any]:
     """Blocks deeper down move farther."""
-    names = [*(f"model.layers.{number}.mlp.weight" for number in range(LAYERS)), f"{HOSTILE}.weight", "lm_head.weight"]
+    of_layers = (f"model.layers.{number}.mlp.weight" for number in range(LAYERS))
+    names = [*of_layers, f"{HOSTILE}.weight", "lm_head.weight", "model.layers.1.attn.weight"]
     return {name: np.full(16, 1.0 + step * 1e-3 / (place + 1)) for place, name in enumerate(names)}
 
 
@@ -99,6 +100,7 @@ async def test_a_campaign_is_read_without_a_bus(tmp_path: Path, browser: Browser
             await shown(tab)
             timeline = (await api.get(f"/api/analysis/{CAMPAIGN}/drift_timeline")).json()
             await the_strata_are_right(tab, timeline)
+            await rows_are_submodules_where_they_are_asked_for(tab)
             await a_cell_opens_its_block(tab, timeline)
             await a_name_says_what_it_means(tab)
             await a_frame_that_is_resized_is_drawn_for_its_width(tab)
@@ -132,6 +134,23 @@ async def the_strata_are_right(tab: Tab, timeline: dict[str, Any]) -> None:
     await expect(tab.page.locator("#definition")).to_contain_text("reference's norm")
     await shown(tab)
     assert (await tab.page.evaluate(VALUES))[0][1] != 1
+
+
+async def rows_are_submodules_where_they_are_asked_for(tab: Tab) -> None:
+    await tab.page.locator("#rows").select_option("submodule")
+    await expect(tab.page.locator("#figure-strata .subplot.xy .yaxislayer-above")).to_contain_text("layers.1.attn")
+    assert len(await tab.page.evaluate(VALUES)) == LAYERS + 3
+    await tab.page.mouse.click(*await tab.page.evaluate(PLACE, [2, STEPS.index(600)]))
+    await expect(tab.page.locator("#cell-title")).to_have_text("At step 600")
+    await expect(tab.page.locator("#block")).to_have_value("model.layers.1")
+    await expect(tab.page.locator("#figure-layer .legend")).to_contain_text("attn")
+    await tab.page.locator("#metric").select_option("activation_std")
+    await expect(tab.page.locator("#rows")).to_be_disabled()
+    await shown(tab)
+    assert len(await tab.page.evaluate(VALUES)) == LAYERS + 2
+    await tab.page.locator("#metric").select_option("relative_l2")
+    await tab.page.locator("#rows").select_option("block")
+    await expect(tab.page.locator("#figure-strata .subplot.xy .yaxislayer-above")).not_to_contain_text("layers.1.attn")
 
 
 async def a_cell_opens_its_block(tab: Tab, timeline: dict[str, Any]) -> None:

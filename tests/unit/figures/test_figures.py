@@ -9,13 +9,13 @@ from msgspec.structs import replace
 from archaeologist.figures.grid import METRICS
 from archaeologist.figures.health import series, timelines
 from archaeologist.figures.labels import plain, short
-from archaeologist.figures.layer import Parts, detail
+from archaeologist.figures.layer import Parts, detail, parts_of
 from archaeologist.figures.movers import movers, ranking
 from archaeologist.figures.skills import impact, scores
 from archaeologist.figures.strata import strata
 from archaeologist.figures.themes import DARK, LIGHT, THEMES, contrast, themed
 from contracts.artifacts import BlockImpact, HealthAlert, SkillFinding
-from tests.fixtures.summaries import BLOCKS, STEPS, drift_timeline, health_timeline, stability_report
+from tests.fixtures.summaries import BLOCKS, STEPS, Submodules, drift_timeline, health_timeline, stability_report
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -37,13 +37,40 @@ def test_movers_leave_out_the_middle_and_say_so() -> None:
 
 
 def test_a_block_has_drift_by_part_norm_and_the_band_of_its_activations() -> None:
-    parts = Parts(steps=STEPS[1:], relative_l2={"mlp.up_proj.weight": (0.1, 0.2), "mlp.down_proj.weight": (0.3, None)})
+    parts = Parts(steps=STEPS[1:], values={"mlp.up_proj.weight": (0.1, 0.2), "mlp.down_proj.weight": (0.3, None)})
     figure = detail("model.layers.0", drift_timeline(), health_timeline(), parts)
     names = [trace.name for trace in figure.data if trace.name]
     assert names == ["whole block", "mlp.down_proj", "mlp.up_proj", "weight norm", "mean activation"]
     assert [trace.fill for trace in figure.data].count("tonexty") == 1
     assert figure.layout.yaxis.type == "log"
     assert len({trace.line.dash for trace in figure.data[:3]}) == 3
+
+
+def test_the_parts_of_a_block_are_those_of_its_submodules() -> None:
+    parts = parts_of("model.layers.1", Submodules(), "l2")
+    assert parts.steps == STEPS[1:]
+    assert parts.metric == "l2"
+    assert parts.values == {
+        "mlp.up.weight": pytest.approx((3e-4, 3e-3)),
+        "mlp.down.weight": pytest.approx((3e-3, 3e-2)),
+    }
+    assert not parts_of("unknown", Submodules()).values
+
+
+def test_a_block_s_drift_is_drawn_by_the_parts_metric() -> None:
+    figure = detail(
+        "lm_head", drift_timeline(), health_timeline(), parts_of("lm_head", Submodules(), "changed_fraction")
+    )
+    assert list(figure.data[0].y) == [0.9, 0.9]
+    assert figure.layout.yaxis.title.text == "Changed fraction"
+    assert figure.layout.yaxis.type != "log", "a share is not"
+    assert [trace.name for trace in figure.data[1:3]] == ["mlp.down", "mlp.up"], "the one that moved farthest first"
+
+
+def test_a_long_line_has_no_marks() -> None:
+    steps = tuple(range(1000))
+    figure = detail("lm_head", drift_timeline(steps=steps), health_timeline(steps=steps))
+    assert {trace.mode for trace in figure.data if trace.name} == {"lines"}
 
 
 def test_what_was_not_measured_has_no_panel() -> None:
@@ -57,7 +84,7 @@ def test_what_was_not_measured_has_no_panel() -> None:
 
 
 def test_a_block_of_one_tensor_has_one_line() -> None:
-    parts = Parts(steps=STEPS[1:], relative_l2={"weight": (0.1, 0.2)})
+    parts = Parts(steps=STEPS[1:], values={"weight": (0.1, 0.2)})
     assert [trace.name for trace in detail("lm_head", drift_timeline(), health_timeline(), parts).data][:2] == [
         "whole block",
         "weight norm",
@@ -120,7 +147,7 @@ def test_markup_in_a_block_s_name_is_text_in_every_figure() -> None:
     alert = HealthAlert(severity="warning", family="x", metric="<b>", block=HOSTILE[0], checkpoint_step=200)
     health = replace(health, alerts=(alert,))
     layers = tuple(BlockImpact(layer=name, spearman=0.1) for name in HOSTILE)
-    parts = Parts(steps=STEPS[1:], relative_l2={HOSTILE[1]: (0.1, 0.2)})
+    parts = Parts(steps=STEPS[1:], values={HOSTILE[1]: (0.1, 0.2)})
     figures: list[go.Figure] = [
         *(strata(metric, timeline, health) for metric in METRICS),
         movers(stability_report(HOSTILE)),

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from archaeologist.figures.grid import METRICS, MOST_COLUMNS, MOST_ROWS, grid, measured
 from archaeologist.figures.strata import HATCHED_UP_TO, strata
 from contracts.artifacts import DriftTimeline, HealthAlert, HealthTimeline, LayerTimeline
-from tests.fixtures.summaries import BLOCKS, STEPS, WHOSE, drift_timeline, health_timeline
+from tests.fixtures.summaries import BLOCKS, STEPS, WHOSE, Submodules, drift_timeline, health_timeline
 
 
 def trace(figure: Any, kind: str, place: int = 0) -> Any:
@@ -72,6 +72,60 @@ def test_what_did_not_change_is_exact_and_not_greyed() -> None:
     assert trace(strata("relative_l2", timeline, health_timeline()), "heatmap").z[0][1] == pytest.approx(
         math.log10(2e-4)
     )
+
+
+def test_a_row_a_submodule_has_its_numbers_at_its_steps() -> None:
+    found = grid("relative_l2", drift_timeline(), health_timeline(), submodules=Submodules())
+    assert found.rows == tuple(f"{block}.mlp.{name}.weight" for block in BLOCKS for name in ("up", "down"))
+    assert found.blocks == tuple(block for block in BLOCKS for _ in range(2))
+    assert np.isnan(found.values[:, 0]).all()
+    assert found.values[:, 2].tolist() == pytest.approx([1e-3, 1e-2, 2e-3, 2e-2, 3e-3, 3e-2, 4e-3, 4e-2])
+    assert found.below[:, 1].tolist() == [True, False] * 4
+
+
+def test_submodules_stand_where_their_block_does_whatever_order_they_come_in() -> None:
+    mixed = Submodules(owners=(BLOCKS[3], BLOCKS[0], "gone", BLOCKS[2], BLOCKS[1]))
+    found = grid("l2", drift_timeline(), health_timeline(), submodules=mixed)
+    assert list(dict.fromkeys(found.blocks)) == [*BLOCKS, "gone"]
+    assert found.values[6, 1] == pytest.approx(1e-4), "the head's, which came first"
+
+
+def test_steps_that_the_summaries_do_not_know_are_left_out() -> None:
+    late = Submodules(steps=(200, 300, 400))
+    found = grid("l2", drift_timeline(), health_timeline(), submodules=late)
+    assert [column.first for column in found.columns] == list(STEPS)
+    assert np.isfinite(found.values[:, 1:]).all()
+
+
+def test_a_metric_of_blocks_keeps_its_rows() -> None:
+    assert grid("cka", drift_timeline(), health_timeline(), submodules=Submodules()).rows == BLOCKS
+    assert {name for name, metric in METRICS.items() if metric.has_submodules} == {
+        "relative_l2",
+        "l2",
+        "one_minus_cosine",
+        "changed_fraction",
+    }
+
+
+def test_rows_a_submodule_are_named_and_know_their_block() -> None:
+    figure = strata("relative_l2", drift_timeline(), health_timeline(), submodules=Submodules())
+    assert list(figure.layout.yaxis.categoryarray)[:2] == [
+        "model.embed_tokens.mlp.up",
+        "model.embed_tokens.mlp.down",
+    ]
+    assert list(figure.layout.meta["blocks"])[:3] == [BLOCKS[0], BLOCKS[0], BLOCKS[1]]
+    assert figure.layout.meta["rows"][0] == f"{BLOCKS[0]}.mlp.up.weight"
+
+
+def test_more_submodules_than_rows_share_them_and_the_largest_is_shown() -> None:
+    owners = tuple(f"model.layers.{row}" for row in range(MOST_ROWS))
+    found = Submodules(owners=owners)
+    timeline = drift_timeline(owners)
+    merged = grid("l2", timeline, health_timeline(owners), submodules=found)
+    assert (len(merged.rows), merged.rows_each) == (MOST_ROWS, 2)
+    np.testing.assert_allclose(merged.values[:, 1:], found.column("l2")[1::2])
+    title = strata("l2", timeline, health_timeline(owners), submodules=found).layout.title.text
+    assert title.endswith("; 2 submodules a row, the largest value shown")
 
 
 def test_activations_are_not_rounded_with_the_weights() -> None:

@@ -41,13 +41,16 @@ def test_the_summaries_are_brought_up_to_date_first(folder: CampaignFolder) -> N
 def test_parts_of_blocks_come_from_the_artifacts(folder: CampaignFolder) -> None:
     path = folder.layer_stats(600)
     artifact = msgspec.json.decode(path.read_bytes(), type=LayerStats)
-    name = next(iter(read_campaign(folder).parts))
+    before = read_campaign(folder)
+    name = next(iter(before.parts))
     tensors = {"mlp.weight": TensorDrift(relative_l2=0.5)}
     drift = {**artifact.drift_stats, name: LayerDriftStats(name=name, relative_l2=9.0, tensors=tensors)}
     path.write_bytes(msgspec.json.encode(replace(artifact, drift_stats=drift)))
     parts = read_campaign(folder).parts[name]
     assert parts.steps == (200, 300, 400, 500, 600)
-    assert parts.relative_l2 == {"mlp.weight": (None, None, None, None, 0.5)}
+    assert parts.values.keys() == {"mlp.weight"}
+    assert parts.values["mlp.weight"][:4] == before.parts[name].values["mlp.weight"][:4]
+    assert parts.values["mlp.weight"][4] == 0.5
 
 
 def test_a_corrupt_artifact_is_left_out_and_told(folder: CampaignFolder) -> None:
@@ -71,6 +74,21 @@ def test_summaries_that_cannot_be_written_are_read_as_they_are(
     monkeypatch.setattr(module, "update", refused)
     found = read_campaign(folder)
     assert found.health.checkpoints[-1] == 600
+    assert "artifact_unwritable" in found.notes[0]
+
+
+def test_parts_that_were_lost_and_cannot_be_read_again_are_told(
+    folder: CampaignFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_campaign(folder)
+
+    def refused(_: CampaignFolder) -> None:
+        msg = "read-only"
+        raise ArtifactUnwritable(msg)
+
+    monkeypatch.setattr(module, "read_submodules", refused)
+    found = read_campaign(folder)
+    assert all(not parts.values for parts in found.parts.values())
     assert "artifact_unwritable" in found.notes[0]
 
 

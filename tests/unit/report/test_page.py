@@ -51,7 +51,7 @@ def campaign(blocks: tuple[str, ...] = BLOCKS, **fields: Any) -> Campaign:
         "skills": skills,
         "newest": layer_stats(step=300),
         "findings": findings(timeline, health, stability=stability, skills=skills),
-        "parts": {blocks[0]: Parts(steps=STEPS[1:], relative_l2={f"{blocks[0]}.w": (0.1, 0.2)})},
+        "parts": {blocks[0]: Parts(steps=STEPS[1:], values={f"{blocks[0]}.w": (0.1, 0.2)})},
     }
     return Campaign(**(values | fields))
 
