@@ -8,6 +8,7 @@ large one at up to 16 places), a change in a tensor that is not read, and anythi
 config.json, the tokenizer. It is no defence against somebody who wants two checkpoints to look alike.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from typing import Final
@@ -22,8 +23,12 @@ SAMPLE_BYTES: Final = 256
 _DIGEST_BYTES: Final = 16
 
 
-def fingerprint(index: CheckpointIndex) -> str:
+def fingerprint(index: CheckpointIndex, reader: Reader | None = None) -> str:
     """32 hexadecimal digits that stand for the checkpoint's content.
+
+    Args:
+        index: The checkpoint's.
+        reader: Its open files; without one they are opened for this alone.
 
     Raises:
         CheckpointChanged: A file is no longer as the index found it.
@@ -33,12 +38,12 @@ def fingerprint(index: CheckpointIndex) -> str:
     for entry in index.tensors.values():
         if entry.size:
             by_file[entry.file].append(entry)
-    with Reader(index) as reader:
+    with Reader(index) if reader is None else contextlib.nullcontext(reader) as files:
         for file, entries in by_file.items():
             digest.update(f"{index.files[file]} {index.headers[file]}\n".encode())
             for entry, start in _samples(entries):
                 sample = bytearray(min(SAMPLE_BYTES, entry.size - start))
-                reader.read(entry, start, memoryview(sample))
+                files.read(entry, start, memoryview(sample))
                 digest.update(sample)
     return digest.hexdigest()
 

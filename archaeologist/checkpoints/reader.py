@@ -55,6 +55,8 @@ class Reader:
         self._pace = pace
         self._descriptors: dict[str, int] = {}
         self._residencies: dict[str, Residency] = {}
+        self._written_ns: dict[str, int] = {}
+        """When each file was last written to, as of its opening."""
         self._files = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -69,9 +71,10 @@ class Reader:
             for file, size in self._index.files.items():
                 descriptor = files.enter_context(_opened(file))
                 self._descriptors[file] = descriptor
-                found = os.fstat(descriptor).st_size
-                if found != size:
-                    raise _changed(file, f"has {found} bytes and had {size}")
+                found = os.fstat(descriptor)
+                self._written_ns[file] = found.st_mtime_ns
+                if found.st_size != size:
+                    raise _changed(file, f"has {found.st_size} bytes and had {size}")
                 self._residencies[file] = look(descriptor, size)
             self._files = files.pop_all()
         return self
@@ -86,6 +89,16 @@ class Reader:
                 self._give_back(file, descriptor, 0, self._index.files[file])
         self._descriptors.clear()
         self._files.close()
+
+    def check_unwritten(self) -> None:
+        """Looks whether what was read is still what was opened; a link more or less is no change, nor is its removal.
+
+        Raises:
+            CheckpointChanged: A file was written to since.
+        """
+        for file, descriptor in self._descriptors.items():
+            if os.fstat(descriptor).st_mtime_ns != self._written_ns[file]:
+                raise _changed(file, "was written to while it was read")
 
     def read(self, entry: TensorEntry, start_byte: int, into: memoryview) -> None:
         """Fills the buffer with the tensor's bytes from ``start_byte`` on. Thread-safe.

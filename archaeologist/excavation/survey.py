@@ -169,6 +169,7 @@ def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgr
         found = _collect(plan, target.index, probing.through(blocks) if probing else blocks)
         walked = time.perf_counter()
         forward = probing.found() if probing else reason
+        _check_unwritten(target, theirs)
     stages = {"load": loaded - started, "open": opened - loaded, "walk": walked - built, **walk.timings()}
     if probing:
         stages |= {"model": built - opened, "head": time.perf_counter() - walked}
@@ -222,11 +223,12 @@ def _probing(
 def _open(side: Side, files: contextlib.ExitStack, excavation: Excavation, pace: Pace | None) -> Opened:
     # Where links may lead was decided by whoever made the job; that they still lead there, the fingerprint says.
     index = read_index(Path(side.read_path), allowed=(Path("/"),))
-    if (found := fingerprint(index)) != side.fingerprint:
+    # Opened first: whatever is written from now on is noticed, at the end at the latest.
+    reader = files.enter_context(Reader(index, drop_page_cache=excavation.drop_page_cache, pace=pace))
+    if (found := fingerprint(index, reader)) != side.fingerprint:
         changed = f"has fingerprint {found} and had {side.fingerprint} when the job was made"
         msg = f"checkpoint {side.path!r} {changed}; a checkpoint must not change: request it again"
         raise CheckpointChanged(msg)
-    reader = files.enter_context(Reader(index, drop_page_cache=excavation.drop_page_cache, pace=pace))
     return Opened(index=index, reader=reader, ties=find_ties(index, reader))
 
 
@@ -235,6 +237,16 @@ def _open_reference(side: Side, files: contextlib.ExitStack, excavation: Excavat
         return _open(side, files, excavation, pace)
     except CheckpointError as error:
         raise ReferenceUnreadableError from error
+
+
+def _check_unwritten(target: Opened, reference: Opened | None) -> None:
+    """Numbers of two states of a checkpoint, mixed, are no analysis of either."""
+    target.reader.check_unwritten()
+    if reference is not None:
+        try:
+            reference.reader.check_unwritten()
+        except CheckpointChanged as error:
+            raise ReferenceUnreadableError from error
 
 
 def _check_comparable(plan: Plan) -> None:

@@ -136,3 +136,17 @@ def test_the_files_are_closed_at_the_end(tmp_path: Path) -> None:
 
 def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_file_that_was_written_to_is_noticed_and_one_that_was_only_linked_or_removed_is_not(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "checkpoint")
+    weights = folder / "model.safetensors"
+    with Reader(read_index(folder)) as reader:
+        os.link(weights, tmp_path / "pin")
+        weights.unlink()
+        reader.check_unwritten()
+        with (tmp_path / "pin").open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"\1")
+        with pytest.raises(CheckpointChanged, match="was written to while it was read"):
+            reader.check_unwritten()
