@@ -39,6 +39,8 @@ _IOPRIO_SET: Final = {"x86_64": 251, "aarch64": 30}
 """Number of the system call ioprio_set(2), which has no function in the C library."""
 _THIS_THREAD: Final = 1
 _IO_PRIORITIES: Final = {"low": 2 << 13 | 7, "idle": 3 << 13}
+PR_SET_PDEATHSIG: Final = 1
+"""Of prctl(2)."""
 M_TRIM_THRESHOLD: Final = (-1, 1 << 25)
 M_MMAP_THRESHOLD: Final = (-3, 1 << 23)
 """Of glibc's mallopt(3). By itself it learns from large allocations to keep them: a third more memory at 4B, from holes
@@ -53,6 +55,7 @@ def main() -> int:
     # Before NumPy is loaded: blocks share the processors, and threads within one product only wait for each other.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    _die_with_parent()
     _yield_memory()
     started = time.perf_counter()
     try:
@@ -152,6 +155,15 @@ def _run(excavation: Excavation, on_progress: Callable[[Progress], None], starte
 def _failed(error: ArchaeologistError, cause: BaseException) -> Failed:
     is_temporary = isinstance(cause, TemporaryError)
     return Failed(error=EventError(code=error.code, message=str(error)), retryable=is_temporary)
+
+
+def _die_with_parent() -> None:
+    """Makes the kernel end this process with its parent; best effort.
+
+    The end of standard input is noticed by a thread, which a hung or frozen process does not run.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _yield_memory() -> None:

@@ -39,6 +39,15 @@ from tests.fixtures.jobs import layer_stats_job, side
 
 EXACT = 1e-9
 
+FORKING = """
+import subprocess, sys
+command = [sys.executable, "-m", "archaeologist.job", "--lines-fd", sys.argv[1]]
+child = subprocess.Popen(command, pass_fds=(int(sys.argv[1]),))
+print(child.pid, flush=True)
+child.wait()
+"""
+"""A parent whose child has the parent's own standard input."""
+
 
 class Child:
     """A started child."""
@@ -410,6 +419,28 @@ def test_a_child_leaves_when_its_parent_is_gone(tmp_path: Path, start: Callable[
     assert child.process.stdin is not None
     child.process.stdin.close()
     assert child.process.wait(timeout=30) != 0
+
+
+def test_a_frozen_child_dies_with_its_parent(tmp_path: Path, kernels: Path) -> None:
+    qwen3(1, torch.bfloat16).save_pretrained(tmp_path / "1")
+    os.mkfifo(tmp_path / "artifact.tmp")
+    reading, writing = os.pipe()
+    command = [sys.executable, "-c", FORKING, str(writing)]
+    with (
+        os.fdopen(reading, "rb") as lines,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(writing,)) as parent,
+    ):
+        os.close(writing)
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.stdin.write(msgspec.json.encode(excavation(tmp_path, side(tmp_path / "1", 1))) + b"\n")
+        parent.stdin.flush()
+        assert b'"progress"' in lines.readline()
+        os.kill(child, signal.SIGSTOP)
+        parent.kill()
+        # Its standard input stays open, and a frozen process would not look at it. The end of its lines is its own.
+        assert b'"succeeded"' not in lines.read()
 
 
 def test_sigterm_ends_a_child_at_once(tmp_path: Path, start: Callable[[], Child]) -> None:
