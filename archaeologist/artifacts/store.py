@@ -10,8 +10,9 @@ import errno
 import hashlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -24,9 +25,18 @@ from contracts.artifacts import ARTIFACT_VERSION, Artifact, LayerDrift, LayerSta
 MAX_ARTIFACT_BYTES: Final = 256_000_000
 
 _KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_TEMPORARY: Final = re.compile(rf"\.(?P<key>{_KEY.pattern})\.(?P<claim>\d+)\.tmp")
 _LINKS_IMPOSSIBLE: Final = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
 
 ArtifactType = TypeVar("ArtifactType", LayerStats, LayerDrift)
+
+
+class Temporary(NamedTuple):
+    """A file that a claim on a job wrote and nobody has put in place."""
+
+    path: Path
+    job_key: str
+    claim: int
 
 
 class _Peek(Struct, frozen=True):
@@ -46,18 +56,29 @@ def temporary_path(final: Path, job_key: str, claim: int) -> Path:
     return final.with_name(f".{job_key}.{claim}.tmp")
 
 
-def temporaries(folder: Path, job_key: str) -> tuple[Path, ...]:
-    """The temporary files of every claim on a job."""
+def temporaries(folder: Path) -> Iterator[Temporary]:
+    """The temporary files of every claim on every job."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        names = sorted(entry.name for entry in os.scandir(folder))
-        return tuple(folder / name for name in names if name.startswith(f".{job_key}.") and name.endswith(".tmp"))
-    return ()
+        for name in sorted(entry.name for entry in os.scandir(folder)):
+            if match := _TEMPORARY.fullmatch(name):
+                yield Temporary(folder / name, match["key"], int(match["claim"]))
 
 
-def remove_temporaries(folder: Path, job_key: str) -> None:
-    """Removes the temporary files of every claim on a job."""
-    for file in temporaries(folder, job_key):
-        file.unlink(missing_ok=True)
+def remove_temporaries(folder: Path, job_key: str, *, up_to_claim: int) -> None:
+    """Removes a job's temporary files but for those of later claims, whose owners may be at work."""
+    for file in temporaries(folder):
+        if file.job_key == job_key and file.claim <= up_to_claim:
+            file.path.unlink(missing_ok=True)
+
+
+def has_content(path: Path, digest: str | None) -> bool:
+    """Whether an artifact is stored under a path, with this SHA-256; any content where none is given."""
+    if not is_stored(path) or digest is None:
+        return is_stored(path)
+    try:
+        return hashlib.sha256(read_stored(path, MAX_ARTIFACT_BYTES)).hexdigest() == digest
+    except (OSError, RuntimeError):
+        return False
 
 
 def write_whole(path: Path, content: bytes) -> str:

@@ -12,8 +12,7 @@ from typing import Literal, NamedTuple
 import structlog
 
 from archaeologist.artifacts.paths import CampaignFolder
-from archaeologist.artifacts.storage import is_stored
-from archaeologist.artifacts.store import put_in_place, remove_temporaries, temporary_path
+from archaeologist.artifacts.store import has_content, put_in_place, remove_temporaries, temporary_path
 from archaeologist.bus.connection import Bus
 from archaeologist.bus.log import find_message
 from archaeologist.bus.publisher import publish
@@ -97,12 +96,15 @@ class Completion:
         )
         return True
 
-    def clean(self, job: Job) -> None:
-        """Removes the temporary files of every claim on a job. Blocking."""
+    def clean(self, job: Job, *, up_to_claim: int) -> None:
+        """Removes the temporary files that a claim on a job and those before it left. Blocking.
+
+        A worker that was frozen before it called this wakes up while another may be at work under a later claim.
+        """
         where = places(job, 0, settings=self._settings)
-        remove_temporaries(where.artifact.parent, job.job_key)
+        remove_temporaries(where.artifact.parent, job.job_key, up_to_claim=up_to_claim)
         if where.sketch is not None:
-            remove_temporaries(where.sketch.parent, job.job_key)
+            remove_temporaries(where.sketch.parent, job.job_key, up_to_claim=up_to_claim)
 
     def _install(self, record: JobRecord) -> bool:
         where = places(record.job, record.claim, settings=self._settings)
@@ -110,7 +112,8 @@ class Completion:
             put_in_place(where.temporary_sketch, where.sketch, superseded_folder=None)
         if where.temporary_artifact.exists():
             put_in_place(where.temporary_artifact, where.artifact, superseded_folder=where.superseded.parent)
-        return is_stored(where.artifact) or is_stored(where.superseded)
+        # By its content: another job's artifact, or one of an earlier run, may lie in its place.
+        return any(has_content(path, record.artifact_sha256) for path in (where.artifact, where.superseded))
 
     def _folder(self, job: Job) -> CampaignFolder:
         return CampaignFolder.of(self._settings.root_path, job.hero_id, job.campaign_id)

@@ -188,6 +188,7 @@ class Executor:
         elif found is Standing.LOST_TOO_OFTEN:
             await self._give_up(record, received)
         elif await self._completion.settle(record):
+            await asyncio.to_thread(self._completion.clean, job, up_to_claim=record.claim)
             await acknowledge(received, record, self._books)
         else:
             await log.awarning("done, but its artifact is gone: running it again", job_key=job.job_key)
@@ -262,7 +263,7 @@ class Executor:
         )
         if failed is not None and failed.state == "failed":
             await self._completion.settle(failed)
-            await asyncio.to_thread(self._completion.clean, failed.job)
+            await asyncio.to_thread(self._completion.clean, failed.job, up_to_claim=failed.claim)
         await acknowledge(received, failed, self._books)
 
     # Stopping.

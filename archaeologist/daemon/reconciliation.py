@@ -1,13 +1,15 @@
 """What a death in the middle leaves behind, put right: at start and every few minutes.
 
 Deliveries repeat what they interrupted by themselves. This sweep is for what no message leads back to: a queued
-record whose message is gone, a finished record whose event was never published, pins that nobody needs any more,
-summaries that are behind.
+record whose message is gone, a finished record whose event was never published, pins and temporary files that nobody
+needs any more, summaries that are behind.
 Every step can be done by several daemons at once.
 """
 
 import asyncio
-from collections.abc import Iterable
+import contextlib
+import time
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -15,6 +17,7 @@ from typing import Final
 import structlog
 
 from archaeologist.artifacts.paths import CampaignFolder, campaign_folders
+from archaeologist.artifacts.store import temporaries
 from archaeologist.checkpoints import pins
 from archaeologist.daemon import policy
 from archaeologist.daemon.books import Books, campaign_key
@@ -32,7 +35,7 @@ SUMMARY_SECONDS: Final = 60.0
 """What a campaign's summaries may take of a sweep; the next one goes on from there."""
 
 SPARED_SECONDS: Final = 600.0
-"""A pin younger than this may belong to a job whose record is being written."""
+"""A pin or a temporary file younger than this may belong to a job whose record is being written."""
 
 
 class Reconciliation:
@@ -50,7 +53,9 @@ class Reconciliation:
         await self._announce(records)
         for folder in await asyncio.to_thread(lambda: list(campaign_folders(self._settings.root_path))):
             await self._release(folder, records)
+            await self._tidy(folder, records)
             await self._summarize(folder)
+        await log.adebug("swept", records=len(records))
 
     async def _requeue(self, records: Iterable[JobRecord]) -> None:
         present = {key for _, _, key in await self._books.queue.subjects()}
@@ -72,6 +77,11 @@ class Reconciliation:
         if released:
             await log.ainfo("pins released", campaign=str(folder.path), pins=released)
 
+    async def _tidy(self, folder: CampaignFolder, records: Collection[JobRecord]) -> None:
+        removed = await asyncio.to_thread(_remove_temporaries, folder, records)
+        if removed:
+            await log.ainfo("temporary files removed", campaign=str(folder.path), files=removed)
+
     async def _summarize(self, folder: CampaignFolder) -> None:
         """Summaries that a job's end could not bring up to date, or that a score came too late for."""
         entry = await self._books.campaigns.get(campaign_key(folder.hero_id, folder.campaign_id))
@@ -79,11 +89,7 @@ class Reconciliation:
 
     async def _needed(self, folder: CampaignFolder, records: Iterable[JobRecord]) -> set[str]:
         """Names of the pins that waiting and running jobs read, and that the next reference will be."""
-        own = [
-            record
-            for record in records
-            if record.job.hero_id == folder.hero_id and record.job.campaign_id == folder.campaign_id
-        ]
+        own = [record for record in records if _is_of(record, folder)]
         sides = [
             side
             for record in own
@@ -99,6 +105,30 @@ class Reconciliation:
             wanted = {candidate.job_key for candidate in (latest, best) if candidate is not None}
             sides += [record.job.target for record in own if record.job.job_key in wanted]
         return {Path(side.read_path).name for side in sides}
+
+
+def _is_of(record: JobRecord, folder: CampaignFolder) -> bool:
+    return (record.job.hero_id, record.job.campaign_id) == (folder.hero_id, folder.campaign_id)
+
+
+def _is_over(record: JobRecord) -> bool:
+    return record.state in FINISHED and record.event_sequence is not None
+
+
+def _remove_temporaries(folder: CampaignFolder, records: Collection[JobRecord]) -> list[str]:
+    """What a worker left that died, or was frozen, while others brought its job to its end; the names. Blocking."""
+    at_work = {record.job.job_key for record in records if not _is_over(record)}
+    folders = {folder.layer_stats(0).parent, folder.layer_drift(0, 0).parent, folder.sketch(0).parent}
+    for record in records:
+        if (output := record.job.options.output_path) and _is_of(record, folder):
+            folders |= {Path(output), Path(output).parent}
+    removed = []
+    for file in (file for place in sorted(folders) for file in temporaries(place)):
+        with contextlib.suppress(FileNotFoundError):
+            if file.job_key not in at_work and time.time() - file.path.stat().st_mtime > SPARED_SECONDS:
+                file.path.unlink()
+                removed.append(file.path.name)
+    return removed
 
 
 def _is_old(moment: str | None) -> bool:

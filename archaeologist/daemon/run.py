@@ -68,7 +68,7 @@ class Runner:
 
     async def execute(self, run: Run) -> None:
         """From the claim to the acknowledgement."""
-        await asyncio.to_thread(self._completion.clean, run.record.job)
+        await self._clean(run, up_to_claim=run.claim.number - 1)
         await self._announce_start(run)
         outcome = await self._watch_child(run)
         if run.is_lost:
@@ -189,7 +189,7 @@ class Runner:
         if not is_settled:
             await run.delivery.nak()
             return
-        await asyncio.to_thread(self._completion.clean, run.record.job)
+        await self._clean(run, up_to_claim=run.claim.number)
         await acknowledge(run.delivery, record, self._books)
 
     async def _decide(self, run: Run, outcome: Succeeded | Failed) -> JobRecord | None:
@@ -222,7 +222,7 @@ class Runner:
             run.key, lambda record: lifecycle.stopped(record, run.claim, now=now) if record else None
         )
         if record is not None and record.state == "cancelled":
-            await asyncio.to_thread(self._completion.clean, run.record.job)
+            await self._clean(run, up_to_claim=run.claim.number)
             await self._completion.settle(record)
             await run.delivery.ack_sync()
             return
@@ -230,13 +230,16 @@ class Runner:
 
     async def _hand_back(self, run: Run, *, delay_seconds: float, reason: EventError | None = None) -> None:
         now = datetime.now(UTC)
-        await asyncio.to_thread(self._completion.clean, run.record.job)
+        await self._clean(run, up_to_claim=run.claim.number)
         await self._books.jobs.change(
             run.key, lambda record: lifecycle.handed_back(record, run.claim, now=now) if record else None
         )
         why = {"code": reason.code, "reason": reason.message} if reason else {}
         await log.ainfo("handed back", job_key=run.key, delay_seconds=delay_seconds, **why)
         await run.delivery.nak(delay_seconds)
+
+    async def _clean(self, run: Run, *, up_to_claim: int) -> None:
+        await asyncio.to_thread(self._completion.clean, run.record.job, up_to_claim=up_to_claim)
 
     async def _discard(self, run: Run) -> None:
         """Another worker has the job: this one's files go, its message is not ours to acknowledge."""

@@ -14,6 +14,7 @@ import pytest
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.artifacts.store import (
     MAX_ARTIFACT_BYTES,
+    has_content,
     put_in_place,
     read_artifact,
     read_layer_drift,
@@ -114,15 +115,29 @@ def test_only_the_temporary_files_of_one_job_are_listed_and_removed(tmp_path: Pa
     names = [".a.1.tmp", ".a.2.tmp", ".ab.1.tmp", "a.1.tmp", ".a.json", ".[ab].1.tmp"]
     for name in names:
         (tmp_path / name).write_text("")
-    assert [path.name for path in temporaries(tmp_path, "a")] == [".a.1.tmp", ".a.2.tmp"]
-    remove_temporaries(tmp_path, "a")
-    remove_temporaries(tmp_path, "[ab]")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.json", ".ab.1.tmp", "a.1.tmp"]
+    assert [(file.job_key, file.claim) for file in temporaries(tmp_path)] == [("a", 1), ("a", 2), ("ab", 1)]
+    remove_temporaries(tmp_path, "a", up_to_claim=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".[ab].1.tmp", ".a.json", ".ab.1.tmp", "a.1.tmp"]
+
+
+def test_a_later_claims_temporary_file_stays(tmp_path: Path) -> None:
+    for claim in (1, 2, 10):
+        (tmp_path / f".a.{claim}.tmp").write_text("")
+    remove_temporaries(tmp_path, "a", up_to_claim=2)
+    assert [file.claim for file in temporaries(tmp_path)] == [10]
+
+
+def test_an_artifact_is_known_by_its_digest(tmp_path: Path) -> None:
+    digest = write_whole(tmp_path / "x", b"content")
+    assert has_content(tmp_path / "x", digest)
+    assert has_content(tmp_path / "x", None)
+    assert not has_content(tmp_path / "x", digest[::-1])
+    assert not has_content(tmp_path / "y", None)
 
 
 def test_a_folder_that_is_not_there_has_no_temporary_files(tmp_path: Path) -> None:
-    assert temporaries(tmp_path / "gone", "a") == ()
-    remove_temporaries(tmp_path / "gone", "a")
+    assert list(temporaries(tmp_path / "gone")) == []
+    remove_temporaries(tmp_path / "gone", "a", up_to_claim=1)
 
 
 # Putting in place.
