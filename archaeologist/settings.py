@@ -259,6 +259,14 @@ class WebSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """A client that takes nothing for this long is dropped."""
 
 
+class MetricsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The daemon's own listener, for Prometheus and for whoever asks whether it is well."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    """0: none."""
+
+
 class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the log looks."""
 
@@ -285,6 +293,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     archive: ArchiveSettings = ArchiveSettings()
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     web: WebSettings = WebSettings()
+    metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
 
     @property

@@ -19,10 +19,8 @@ EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 -- compared, not 
 
 def daemon(config: Config = None, root: Root = None, nats_url: NatsUrl = None) -> None:
     """Serves the bus: takes requests, runs analyses, publishes what happened. Waits for a bus that is down."""
-    from archaeologist.daemon import service
-
     settings = read_settings(config=config, root=root, nats_url=nats_url, is_service=True)
-    asyncio.run(service.run(settings))
+    asyncio.run(_daemon(settings))
 
 
 def web(
@@ -52,6 +50,26 @@ def up(
     """Runs everything on this machine: a nats-server, the daemon and the HTTP API. Ctrl-C ends all."""
     settings = read_settings(config=config, root=root, is_service=True)
     asyncio.run(_up(settings, port=port, listen=listen, web_port=web_port))
+
+
+async def _daemon(settings: "Settings") -> None:
+    from archaeologist.daemon import service
+    from archaeologist.daemon.pulse import Pulse
+
+    if not settings.metrics.port:
+        await service.run(settings)
+        return
+    from archaeologist.web import telemetry
+
+    listening, pulse, stop = telemetry.listener(settings), Pulse(), asyncio.Event()
+    serving = asyncio.create_task(telemetry.serve(settings, listening, pulse, stop=stop))
+    serving.add_done_callback(lambda _: stop.set())
+    try:
+        await service.run(settings, stop=stop, pulse=pulse)
+    finally:
+        stop.set()
+        await asyncio.wait({serving})
+    serving.result()
 
 
 async def _web(settings: "Settings", **given: Any) -> None:

@@ -15,11 +15,11 @@ from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.artifacts.store import has_content, put_in_place, remove_temporaries, temporary_path
 from archaeologist.bus.connection import Bus
 from archaeologist.bus.log import find_message
-from archaeologist.bus.publisher import publish
 from archaeologist.daemon import announcements, lifecycle, policy
 from archaeologist.daemon.announcements import Announcement
 from archaeologist.daemon.books import Books, campaign_key
 from archaeologist.daemon.dead_letters import Origin, bury
+from archaeologist.daemon.herald import announce
 from archaeologist.daemon.locating import mapped
 from archaeologist.daemon.summarizing import bring_up_to_date
 from archaeologist.settings import Settings
@@ -147,7 +147,7 @@ class Completion:
         earlier = await find_message(self._bus, subjects.BATTLE_LOG, message_id, subject=event.type, since=since)
         if earlier is not None:
             return earlier
-        return (await publish(self._bus, event.type, encode(event), message_id=message_id)).sequence
+        return (await announce(self._bus, event, message_id=message_id)).sequence
 
     async def _bury(self, record: JobRecord) -> None:
         job = record.job

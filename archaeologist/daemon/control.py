@@ -4,12 +4,11 @@ from datetime import UTC, datetime
 from typing import Final
 
 from archaeologist.bus.connection import Bus, publish_core
-from archaeologist.bus.publisher import publish
 from archaeologist.daemon import announcements, lifecycle
 from archaeologist.daemon.books import Books
+from archaeologist.daemon.herald import announce
 from archaeologist.errors import JobUnknown
 from contracts import subjects
-from contracts.messages import encode
 from contracts.records import JobRecord, RequestRecord, WorkerRecord
 
 DEADLINE_SECONDS: Final = 5.0
@@ -52,7 +51,7 @@ async def cancel(bus: Bus, identifier: str, *, by: str) -> JobRecord:
     elif record.state == "cancelled" and record.event_sequence is None:
         await memory.queue.remove(record.job.job_type, record.job.priority, key)
         event = announcements.terminal(record, worker=None, now=now)
-        published = await publish(bus, event.type, encode(event), message_id=announcements.message_id(record))
+        published = await announce(bus, event, message_id=announcements.message_id(record))
         run = record.job.run
         record = (
             await memory.jobs.change(

@@ -14,16 +14,16 @@ from datetime import UTC, datetime
 import msgspec
 import structlog
 
-from archaeologist import tasks
+from archaeologist import metrics, tasks
 from archaeologist.bus.connection import Bus
 from archaeologist.bus.consumer import Received
-from archaeologist.bus.publisher import publish
 from archaeologist.bus.queue import JOB_TYPES, PRIORITIES, Backlog
 from archaeologist.daemon import announcements, lifecycle, turns
 from archaeologist.daemon.books import Books
 from archaeologist.daemon.child import COMMAND
 from archaeologist.daemon.completion import Completion
 from archaeologist.daemon.dead_letters import Origin, bury
+from archaeologist.daemon.herald import announce
 from archaeologist.daemon.lifecycle import Claim, Standing
 from archaeologist.daemon.run import Run, Runner, acknowledge
 from archaeologist.daemon.slots import Slots
@@ -31,7 +31,7 @@ from archaeologist.daemon.workers import reason_for_none, served_types
 from archaeologist.errors import BusUnavailable, TemporaryError, WorkerLost
 from archaeologist.settings import Settings
 from contracts import subjects
-from contracts.messages import EventError, Job, JobType, Priority, RequestId, encode
+from contracts.messages import EventError, Job, JobType, Priority, RequestId
 from contracts.records import JobRecord
 
 log = structlog.get_logger(__name__)
@@ -64,6 +64,7 @@ class Executor:
         self._wake = asyncio.Event()
         self.changed = asyncio.Event()
         """Set whenever what runs here changes; whoever shows it clears it."""
+        metrics.set_slots({name: settings.jobs.of(name).max_running for name in self._job_types})
         self.ticked_at = asyncio.get_event_loop().time()
         """When the loop last came round, for the watchdog."""
 
@@ -104,7 +105,7 @@ class Executor:
                 if self._busy[job_type] >= self._settings.jobs.of(job_type).max_running:
                     continue
                 if received := await self._take(job_type):
-                    self._busy[job_type] += 1
+                    self._occupy(job_type, 1)
                     group.create_task(self._deliver(job_type, received))
                     return True
         except TemporaryError as error:
@@ -144,6 +145,10 @@ class Executor:
                 found.append(priority)
         return found
 
+    def _occupy(self, job_type: JobType, change: int) -> None:
+        self._busy[job_type] += change
+        metrics.set_running(job_type, self._busy[job_type])
+
     async def _idle(self) -> None:
         await tasks.pause(self._settings.jobs.poll_seconds, until=self._wake)
 
@@ -166,7 +171,7 @@ class Executor:
             await log.aexception("a delivery failed", subject=received.subject)
             await received.nak(self._settings.jobs.retry_delay_seconds)
         finally:
-            self._busy[job_type] -= 1
+            self._occupy(job_type, -1)
             self._wake.set()
 
     async def _dispatch(self, received: Received) -> None:
@@ -205,7 +210,7 @@ class Executor:
                 self._bus, received.data, origin=Origin.of(received), error=reason, message_id=f"{request_id}:dead"
             )
             event = announcements.refused(reason, request_id=request_id, body=received.data, now=datetime.now(UTC))
-            await publish(self._bus, event.type, encode(event), message_id=f"{request_id}:refused")
+            await announce(self._bus, event, message_id=f"{request_id}:refused")
             await received.term(reason.code)
             return None
 

@@ -14,18 +14,18 @@ import structlog
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.bus.connection import Bus
 from archaeologist.bus.consumer import Received
-from archaeologist.bus.publisher import publish
 from archaeologist.daemon import announcements, policy
 from archaeologist.daemon.admission import Admission
 from archaeologist.daemon.books import Books, campaign_key
 from archaeologist.daemon.dead_letters import Origin, bury
 from archaeologist.daemon.decoding import Message, decode, request_id_of
+from archaeologist.daemon.herald import announce
 from archaeologist.daemon.lifecycle import stamp
 from archaeologist.daemon.locating import resolve
 from archaeologist.daemon.summarizing import keep_scores
 from archaeologist.errors import ArchaeologistError, InternalError, PermanentError, RequestIdReused
 from archaeologist.settings import Settings
-from contracts.messages import AnalysisRequested, CheckpointSaved, EventError, RequestId, SkillEvaluated, encode
+from contracts.messages import AnalysisRequested, CheckpointSaved, EventError, RequestId, SkillEvaluated
 from contracts.records import CampaignRecord, JobRecord, RequestRecord, SeenCheckpoint
 from contracts.ulid import ulid_from
 
@@ -197,7 +197,7 @@ class Intake:
         reason = EventError(code=error.code, message=str(error))
         event = announcements.refused(reason, request_id=request_id, body=received.data, now=datetime.now(UTC))
         await bury(self._bus, received.data, origin=Origin.of(received), error=reason, message_id=f"{request_id}:dead")
-        await publish(self._bus, event.type, encode(event), message_id=f"{request_id}:refused")
+        await announce(self._bus, event, message_id=f"{request_id}:refused")
         outcome = RequestRecord(
             request_id=request_id,
             state="refused",

@@ -16,6 +16,7 @@ from typing import Final
 
 import structlog
 
+from archaeologist import metrics
 from archaeologist.artifacts.paths import CampaignFolder, campaign_folders
 from archaeologist.artifacts.store import temporaries
 from archaeologist.checkpoints import pins
@@ -49,6 +50,7 @@ class Reconciliation:
     async def sweep(self) -> None:
         """One pass over everything."""
         records = list((await self._books.jobs.all()).values())
+        metrics.note_records(records)
         await self._requeue(records)
         await self._announce(records)
         for folder in await asyncio.to_thread(lambda: list(campaign_folders(self._settings.root_path))):
@@ -129,6 +131,17 @@ def _remove_temporaries(folder: CampaignFolder, records: Collection[JobRecord]) 
                 file.path.unlink()
                 removed.append(file.path.name)
     return removed
+
+
+def stored_bytes(root: Path) -> dict[str, int]:
+    """What lies on the disk for later: kept by pins alone, and in sketches. Blocking."""
+    folders = list(campaign_folders(root))
+    sketches = 0
+    for folder in folders:
+        for file in folder.sketch(0).parent.glob("*.safetensors"):
+            with contextlib.suppress(OSError):  # removed meanwhile
+                sketches += file.stat().st_size
+    return {"pins": sum(pins.size_bytes(folder.pins) for folder in folders), "sketches": sketches}
 
 
 def _is_old(moment: str | None) -> bool:

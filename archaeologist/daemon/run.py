@@ -12,19 +12,19 @@ from datetime import UTC, datetime
 import structlog
 from msgspec.structs import replace
 
-from archaeologist import tasks
+from archaeologist import metrics, tasks
 from archaeologist.bus.connection import Bus
 from archaeologist.bus.consumer import Received
-from archaeologist.bus.publisher import publish
 from archaeologist.daemon import announcements, lifecycle
 from archaeologist.daemon.books import Books
 from archaeologist.daemon.child import COMMAND, ChildLimits, Stopped, run_child
 from archaeologist.daemon.completion import Completion, places
+from archaeologist.daemon.herald import announce
 from archaeologist.daemon.lifecycle import Claim
 from archaeologist.daemon.locating import here
 from archaeologist.errors import ArchaeologistError, ArtifactUnwritable, BusUnavailable
 from archaeologist.settings import Settings
-from contracts.messages import EventError, Excavation, Failed, Progress, Succeeded, encode
+from contracts.messages import EventError, Excavation, Failed, Progress, Succeeded
 from contracts.records import JobRecord
 
 log = structlog.get_logger(__name__)
@@ -70,7 +70,14 @@ class Runner:
         """From the claim to the acknowledgement."""
         await self._clean(run, up_to_claim=run.claim.number - 1)
         await self._announce_start(run)
+        started_at = asyncio.get_running_loop().time()
         outcome = await self._watch_child(run)
+        metrics.note_run(
+            run.record.job.job_type,
+            _name(run, outcome),
+            seconds=asyncio.get_running_loop().time() - started_at,
+            bytes_read=run.latest.bytes_read if run.latest else 0,
+        )
         if run.is_lost:
             await self._discard(run)
         elif isinstance(outcome, Stopped):
@@ -86,7 +93,7 @@ class Runner:
         event = announcements.started(
             run.record, worker=self._settings.worker.name, device=self._settings.gpu.device, now=datetime.now(UTC)
         )
-        await publish(self._bus, event.type, encode(event), message_id=f"{run.key}:{run.claim.number}:started")
+        await announce(self._bus, event, message_id=f"{run.key}:{run.claim.number}:started")
 
     # While the child works.
 
@@ -165,10 +172,9 @@ class Runner:
             number, told = number + 1, line
             event = announcements.progress(run.record, line, worker=self._settings.worker.name, now=datetime.now(UTC))
             with contextlib.suppress(ArchaeologistError):
-                await publish(
+                await announce(
                     self._bus,
-                    event.type,
-                    encode(event),
+                    event,
                     message_id=f"{run.key}:{run.claim.number}:progress:{number}",
                     ttl_seconds=PROGRESS_TTL_SECONDS,
                     deadline_seconds=PROGRESS_SECONDS,
@@ -248,6 +254,17 @@ class Runner:
             if path is not None:
                 await asyncio.to_thread(path.unlink, missing_ok=True)
         await log.awarning("claim lost, result discarded", job_key=run.key)
+
+
+def _name(run: Run, outcome: Succeeded | Failed | Stopped) -> str:
+    """How a run ended, for the measures."""
+    if run.is_lost:
+        return "lost"
+    if isinstance(outcome, Stopped):
+        return "stopped"
+    if isinstance(outcome, Failed):
+        return "handed_back" if outcome.retryable else "failed"
+    return "done"
 
 
 async def acknowledge(delivery: Received, record: JobRecord | None, books: Books) -> None:

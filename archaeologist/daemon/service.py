@@ -7,10 +7,11 @@ service manager starts a whole daemon again, never a half one.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
 
 import structlog
 
-from archaeologist import tasks
+from archaeologist import metrics, tasks
 from archaeologist.bus.connection import Bus, connected, subscribe_core
 from archaeologist.bus.consumer import consume
 from archaeologist.bus.topology import ensure
@@ -21,7 +22,8 @@ from archaeologist.daemon.completion import Completion
 from archaeologist.daemon.executor import Executor
 from archaeologist.daemon.intake import Intake
 from archaeologist.daemon.presence import Presence
-from archaeologist.daemon.reconciliation import Reconciliation
+from archaeologist.daemon.pulse import Pulse
+from archaeologist.daemon.reconciliation import Reconciliation, stored_bytes
 from archaeologist.errors import BusUnavailable, TemporaryError
 from archaeologist.settings import Settings
 from archaeologist.watchdog import notify, watch
@@ -34,32 +36,41 @@ SWEEP_SECONDS = 300.0
 ENSURE_RETRY_SECONDS = 2.0
 
 
-async def run(settings: Settings, *, stop: asyncio.Event | None = None, command: Sequence[str] = COMMAND) -> None:
+async def run(
+    settings: Settings,
+    *,
+    stop: asyncio.Event | None = None,
+    pulse: Pulse | None = None,
+    command: Sequence[str] = COMMAND,
+) -> None:
     """Serves until SIGTERM, SIGINT or ``stop``.
 
     Args:
         settings: In force for as long as it runs.
         stop: Ends it as a signal does.
+        pulse: Shows from outside how it is.
         command: The child's program and arguments; tests run others.
 
     Raises:
         BusUnavailable: The connection was closed for good.
     """
-    stop = stop or asyncio.Event()
+    stop, pulse = stop or asyncio.Event(), pulse or Pulse()
     with tasks.stopped_by_signals(stop):
         async with _until(stop, settings) as bus:
             if bus is not None:
-                await _serve(bus, settings, stop, command=command)
+                pulse.begin(bus)
+                await _serve(bus, settings, stop, pulse=pulse, command=command)
     await log.ainfo("stopped")
 
 
-async def _serve(bus: Bus, settings: Settings, stop: asyncio.Event, *, command: Sequence[str]) -> None:
+async def _serve(bus: Bus, settings: Settings, stop: asyncio.Event, *, pulse: Pulse, command: Sequence[str]) -> None:
     await _ensure(bus, settings, stop)
     incarnation = new_ulid()
     owner = f"{settings.worker.name}:{incarnation}"
     memory = Books.on(bus)
     intake = Intake(bus, memory, settings)
     executor = Executor(bus, memory, settings, owner=owner, command=command)
+    pulse.ticked_at = lambda: executor.ticked_at
     reconciliation = Reconciliation(memory, Completion(bus, memory, settings), settings)
     presence = Presence(bus, settings, executor, incarnation=incarnation)
     prefix = subjects.cancel_subject("")
@@ -77,7 +88,7 @@ async def _serve(bus: Bus, settings: Settings, stop: asyncio.Event, *, command: 
         listen(subjects.CHECKPOINTS, subjects.INTAKE_CHECKPOINTS),
         listen(subjects.REQUESTS, subjects.INTAKE_REQUESTS),
         work(),
-        _sweep(reconciliation, stop),
+        _sweep(reconciliation, settings, stop),
         archive_daily(settings, stop),
         presence.keep(stop, done),
         _end_with(bus, done),
@@ -103,10 +114,12 @@ async def _ensure(bus: Bus, settings: Settings, stop: asyncio.Event) -> None:
             return
 
 
-async def _sweep(reconciliation: Reconciliation, stop: asyncio.Event) -> None:
+async def _sweep(reconciliation: Reconciliation, settings: Settings, stop: asyncio.Event) -> None:
     while not stop.is_set():
         try:
             await reconciliation.sweep()
+            lying = await asyncio.to_thread(stored_bytes, settings.root_path)
+            metrics.note_sweep(at=datetime.now(UTC), stored_bytes=lying)
         except TemporaryError as error:
             await log.awarning("sweep put off", reason=str(error))
         except Exception:  # noqa: BLE001 -- see the comment

@@ -12,11 +12,12 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp
 
 import archaeologist
+from archaeologist import metrics
 from archaeologist.errors import ArchaeologistError
 from archaeologist.settings import Settings
 from archaeologist.web import analysis, condition, events, exhibits, jobs, page
 from archaeologist.web.events import Streams
-from archaeologist.web.guard import LOOPBACK_NAMES, Guard, Rules
+from archaeologist.web.guard import Guard, Rules, names_of
 from archaeologist.web.jobs import Desk
 from archaeologist.web.library import Library
 from archaeologist.web.link import Link
@@ -68,8 +69,8 @@ def create(settings: Settings, parts: Parts, *, token: str | None = None) -> ASG
         request_max_body_size=settings.web.max_body_bytes,
         logging_config=None,
     )
-    names = LOOPBACK_NAMES | {name.lower() for name in (settings.web.host, *settings.web.allowed_hosts)}
-    return Guard(application, Rules(names=names, token=token))
+    names = names_of(settings.web.host, *settings.web.allowed_hosts)
+    return Guard(application, Rules(names=names, token=token), on_status=metrics.note_request)
 
 
 def _description() -> OpenAPIConfig:

@@ -10,6 +10,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.types import ControllerRouterHandler
 
 import archaeologist
+from archaeologist import metrics
 from archaeologist.daemon.books import Books
 from archaeologist.daemon.control import DEADLINE_SECONDS, workers
 from archaeologist.daemon.workers import seen
@@ -61,9 +62,24 @@ async def read_workers(desk: NamedDependency[Desk]) -> Response[Workers]:
     return Response(Workers(workers=found, count=len(found)), headers=UNCACHED)
 
 
+@get(
+    "/metrics",
+    tags=["condition"],
+    media_type="text/plain",
+    responses={
+        200: ResponseSpec(str, generate_examples=False, media_type="text/plain", description="Prometheus's text form.")
+    },
+)
+async def read_metrics(desk: NamedDependency[Desk], streams: NamedDependency[Streams]) -> Response[bytes]:
+    """What Prometheus scrapes: docs/operations.md names every measure."""
+    await desk.queue.refresh(desk.link.bus() if desk.link.is_connected else None)
+    metrics.set_streams(streams.count)
+    return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE, headers=UNCACHED)
+
+
 def routes() -> list[ControllerRouterHandler]:
     """The handlers of this module."""
-    return [read_health, read_ready, read_status, read_workers]
+    return [read_health, read_ready, read_status, read_workers, read_metrics]
 
 
 async def _workers(desk: Desk) -> tuple[WorkerEntry, ...]:

@@ -8,7 +8,7 @@ keeps out other machines, where the server listens for them.
 import hmac
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -103,18 +103,30 @@ class Rules:
             raise TokenWrong(msg)
 
 
-class Guard:
-    """An ASGI application behind the rules."""
+def names_of(*more: str) -> frozenset[str]:
+    """Names under which a server is asked for: this machine's own, and more."""
+    return LOOPBACK_NAMES | {name.lower() for name in more}
 
-    def __init__(self, app: ASGIApp, rules: Rules) -> None:
+
+class Guard:
+    """An ASGI application behind the rules.
+
+    Args:
+        app: Who answers.
+        rules: What a request must carry.
+        on_status: Called with the status of each reply.
+    """
+
+    def __init__(self, app: ASGIApp, rules: Rules, *, on_status: Callable[[int], None] = lambda _: None) -> None:
         self._app = app
         self._rules = rules
+        self._on_status = on_status
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or refuses it."""
         if scope["type"] != ScopeType.HTTP:
             return
-        guarded = _with_headers(send)
+        guarded = _with_headers(send, self._on_status)
         try:
             self._rules.check(str(scope["method"]), scope["headers"])
         except ArchaeologistError as error:
@@ -143,9 +155,10 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _with_headers(send: Send) -> Send:
+def _with_headers(send: Send, on_status: Callable[[int], None]) -> Send:
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
+            on_status(message["status"])
             headers = list(message.get("headers", []))
             there = {bytes(name).lower() for name, _ in headers}
             pairs = ((name.encode("latin-1"), value.encode("latin-1")) for name, value in HEADERS.items())

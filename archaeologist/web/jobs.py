@@ -22,6 +22,7 @@ from archaeologist.daemon import control
 from archaeologist.daemon.books import Books
 from archaeologist.daemon.decoding import decode, flattened, json_object
 from archaeologist.daemon.locating import mapped
+from archaeologist.daemon.pulse import QueueGauge
 from archaeologist.errors import (
     ArchaeologistError,
     CampaignMissing,
@@ -81,6 +82,7 @@ class Desk:
     def __init__(self, settings: Settings, link: Link) -> None:
         self.settings = settings
         self.link = link
+        self.queue = QueueGauge()
         self._published: OrderedDict[str, None] = OrderedDict()
 
     def remember(self, request_id: str) -> None:

@@ -4,7 +4,7 @@ import asyncio
 from datetime import UTC, datetime
 from typing import Final
 
-from archaeologist import tasks
+from archaeologist import metrics, tasks
 from archaeologist.bus.connection import Bus, connect, shown_address
 from archaeologist.errors import BusUnavailable
 from archaeologist.settings import BusSettings
@@ -27,6 +27,7 @@ class Link:
         self._bus: Bus | None = None
         self._was_connected = False
         self._since = datetime.now(UTC)
+        metrics.watch_bus("web", lambda: self.is_connected)
 
     @property
     def is_connected(self) -> bool:

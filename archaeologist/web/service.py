@@ -14,6 +14,7 @@ from typing import Final
 
 import structlog
 import uvicorn
+from litestar.types import ASGIApp
 from msgspec.structs import replace
 
 from archaeologist import tasks
@@ -32,12 +33,15 @@ CONNECTIONS: Final = 200
 TOKEN_FILE: Final = "web.token"  # noqa: S105 -- a name
 
 
-def listen(settings: WebSettings, *, is_port_free_to_choose: bool = False) -> socket.socket:
+def listen(
+    settings: WebSettings, *, is_port_free_to_choose: bool = False, setting: str = "--port or web.port"
+) -> socket.socket:
     """A socket that listens where the settings say.
 
     Args:
         settings: Address and port.
         is_port_free_to_choose: Where the port is taken, any other will do.
+        setting: What the port is chosen with, for the error.
 
     Raises:
         ListenImpossible: The port is taken, or the address is not this machine's.
@@ -50,7 +54,7 @@ def listen(settings: WebSettings, *, is_port_free_to_choose: bool = False) -> so
         reason = error.strerror or error
         msg = (
             f"nothing can listen on {settings.host!r}, port {settings.port}: {reason}; stop what uses the port, or"
-            " choose another with --port or web.port"
+            f" choose another with {setting}"
         )
         raise ListenImpossible(msg) from error
 
@@ -98,8 +102,9 @@ async def serve(settings: Settings, listener: socket.socket, *, token: str | Non
         SettingInvalid: The bus's address or credentials are wrong.
     """
     parts = Parts.of(settings)
-    server = _Server(_config(settings, parts, token))
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    application = create(settings, parts, token=token)
+    connections = settings.web.max_streams + CONNECTIONS
+    serving = asyncio.create_task(run_server(application, listener, connections=connections, stop=stop))
     linking = asyncio.create_task(parts.link.keep(stop))
     stopping = asyncio.create_task(stop.wait())
     try:
@@ -107,14 +112,34 @@ async def serve(settings: Settings, listener: socket.socket, *, token: str | Non
         await asyncio.wait({serving, linking, stopping}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         parts.streams.close()
-        server.should_exit = True
         stop.set()
         await asyncio.wait({serving})
         await tasks.end(stopping)
         await asyncio.wait({linking})
-        listener.close()
     for task in (linking, serving):
         task.result()
+
+
+async def run_server(application: ASGIApp, listener: socket.socket, *, connections: int, stop: asyncio.Event) -> None:
+    """Serves an application until ``stop``, and closes the listener.
+
+    Args:
+        application: Who answers.
+        listener: From ``listen``.
+        connections: How many at once.
+        stop: Ends it, once replies under way are sent.
+    """
+    server = _Server(_config(application, connections=connections))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        server.should_exit = True
+        await asyncio.wait({serving})
+        await tasks.end(stopping)
+        listener.close()
+    serving.result()
 
 
 class _Server(uvicorn.Server):
@@ -125,9 +150,9 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _config(settings: Settings, parts: Parts, token: str | None) -> uvicorn.Config:
+def _config(application: ASGIApp, *, connections: int) -> uvicorn.Config:
     return uvicorn.Config(
-        create(settings, parts, token=token),
+        application,
         http="h11",
         ws="none",
         lifespan="off",
@@ -135,7 +160,7 @@ def _config(settings: Settings, parts: Parts, token: str | None) -> uvicorn.Conf
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=settings.web.max_streams + CONNECTIONS,
+        limit_concurrency=connections,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
 
