@@ -256,6 +256,12 @@ class SummariesLate(TemporaryError):
     code = "summaries_late"
 
 
+class ExportFailed(PermanentError):
+    """Another tool's writer wrote nothing."""
+
+    code = "export_failed"
+
+
 class WatcherRunning(PermanentError):
     """Another process watches the folder for the same campaign."""
 
@@ -392,6 +398,12 @@ class StreamsFull(TemporaryError):
     """So many live streams are open that no other is."""
 
     code = "streams_full"
+
+
+class ExtraMissing(UsageError):
+    """A package of an optional extra is not installed."""
+
+    code = "extra_missing"
 
 
 class SettingInvalid(UsageError):

@@ -22,6 +22,7 @@ from archaeologist.cli import (
     demo,
     doctor,
     documents,
+    export,
     jobs,
     log,
     report,
@@ -61,6 +62,7 @@ app.command()(workers.workers)
 app.command()(summarize.summarize)
 app.command()(archive.archive)
 app.command()(report.report)
+app.command()(export.export)
 app.command()(service.up)
 app.command()(service.daemon)
 app.command()(service.web)
