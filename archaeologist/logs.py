@@ -1,22 +1,37 @@
 """The log: structured, JSON under a service manager, readable on a terminal.
 
+systemd's journal also gets each line's priority, so that ``journalctl -p warning`` finds what it should (sd-daemon(3)).
+
 ``configure`` is called once by a program's entry point. Modules of ``bus`` and ``trainers`` log through the standard
 library with ``extra=`` (a trainer need not have structlog), the others through structlog; both come out alike, on
 standard error.
 """
 
 import logging
+import os
 import sys
-from typing import Any
+from collections.abc import MutableMapping
+from typing import Any, Final, TextIO
 
 import structlog
 
 from archaeologist.settings import LogSettings
 
+PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+"""Of syslog(3), by level."""
+
+
+def _without_colours(_logger: Any, _name: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Leaves out the second copy of its message that uvicorn gives, for terminals."""
+    record.pop("color_message", None)
+    return record
+
+
 _SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
     structlog.stdlib.ExtraAdder(),
+    _without_colours,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
 
@@ -32,8 +47,9 @@ def configure(settings: LogSettings) -> None:
     )
     exceptions = [] if readable else [structlog.processors.format_exc_info]
     handler = logging.StreamHandler(sys.stderr)
+    formatter = _JournalFormatter if _is_journal(sys.stderr) else structlog.stdlib.ProcessorFormatter
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
+        formatter(
             foreign_pre_chain=_SHARED,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *exceptions, renderer],
         )
@@ -45,3 +61,20 @@ def configure(settings: LogSettings) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
+
+
+class _JournalFormatter(structlog.stdlib.ProcessorFormatter):
+    """Puts the priority before each line; the journal takes it off again."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = PRIORITIES.get(record.levelno, PRIORITIES[logging.INFO])
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
+
+
+def _is_journal(stream: TextIO) -> bool:
+    """Whether the journal reads a stream: ``JOURNAL_STREAM`` names its device and inode (systemd.exec(5))."""
+    try:
+        status = os.fstat(stream.fileno())
+    except OSError:  # no file at all
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

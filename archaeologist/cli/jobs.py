@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from archaeologist.cli.options import AsJson, Config, NatsUrl, read_settings
+from archaeologist.cli.options import AsJson, Config, NatsUrl, Root, read_settings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,19 +44,26 @@ def list_jobs(
 
 
 @app.command()
-def show(identifier: Identifier, as_json: AsJson = False, config: Config = None, nats_url: NatsUrl = None) -> None:
-    """Shows all that is known of one job."""
+def show(
+    identifier: Identifier,
+    as_json: AsJson = False,
+    config: Config = None,
+    root: Root = None,
+    nats_url: NatsUrl = None,
+) -> None:
+    """Shows all that is known of one job; on its worker's machine also where its process's last words lie."""
     from archaeologist.cli import console
     from archaeologist.errors import JobUnknown
 
-    request, job = asyncio.run(_find(read_settings(config=config, nats_url=nats_url), identifier))
+    settings = read_settings(config=config, root=root, nats_url=nats_url)
+    request, job = asyncio.run(_find(settings, identifier))
     if request is None and job is None:
         msg = f"job {identifier!r} is not known; `archaeologist jobs list` shows those that are"
         raise JobUnknown(msg)
     if as_json:
         console.print_json({"request": request, "job": job})
         return
-    for name, value in (*_request_facts(request), *_job_facts(job)):
+    for name, value in (*_request_facts(request), *_job_facts(job), *_printed(settings, job)):
         console.output().print(f"{name:16}{console.printable(value)}", soft_wrap=True)
 
 
@@ -239,6 +246,13 @@ def _job_facts(record: "JobRecord | None") -> list[tuple[str, object]]:
         *(("alert", f"{alert.severity}: {alert.message}") for alert in record.alerts),
     ]
     return [(name, value) for name, value in facts if value is not None]
+
+
+def _printed(settings: "Settings", record: "JobRecord | None") -> list[tuple[str, object]]:
+    from archaeologist.daemon.outputs import output_path
+
+    path = output_path(settings, record.job.job_key) if record else None
+    return [("printed", path)] if path and path.is_file() else []
 
 
 async def _all(settings: "Settings") -> list["JobRecord"]:

@@ -20,6 +20,7 @@ import msgspec
 import structlog
 
 from archaeologist import tasks
+from archaeologist.daemon.outputs import keep_output
 from archaeologist.errors import ArtifactUnwritable, JobCrashed, JobTimedOut
 from contracts.messages import ChildLine, EventError, Excavation, Failed, Progress, Succeeded, encode
 
@@ -69,6 +70,7 @@ async def run_child(
     cache: Path,
     stop: asyncio.Event | None = None,
     command: Sequence[str] = COMMAND,
+    output: Path | None = None,
 ) -> Succeeded | Failed | Stopped:
     """The outcome of one job in a fresh process, which is gone when this returns, raises or is cancelled.
 
@@ -79,6 +81,7 @@ async def run_child(
         cache: Folder for compiled kernels; made if it is missing.
         stop: Once set, the child is ended: SIGTERM, then SIGKILL.
         command: Program and arguments, before ``--lines-fd N``; tests run others.
+        output: Where the end of what it prints is kept.
 
     Raises:
         ArtifactUnwritable: The cache folder cannot be made.
@@ -94,6 +97,8 @@ async def run_child(
             _, late = await asyncio.wait({following, listening}, timeout=DRAIN_SECONDS)
         finally:
             await tasks.end(following, listening)
+        if output is not None:
+            await asyncio.to_thread(keep_output, output, child.tail)
         if late:
             await log.awarning("a process outside the child's group holds its pipes", pid=child.pid)
         if not following.cancelled():
@@ -206,6 +211,11 @@ class _Child:
         if self.exit_code is None:  # else its number may be another process's by now
             self.signal(signal.SIGKILL)
         await asyncio.shield(self._process.wait())
+
+    @property
+    def tail(self) -> bytes:
+        """The end of what it printed."""
+        return bytes(self._tail)
 
     def last_words(self) -> str:
         """The end of what it printed, on one line."""

@@ -178,6 +178,8 @@ class Executor:
         job = await self._decode(received)
         if job is None:
             return
+        # A delivery is a task of its own: everything that is logged in it from here on says whose it is.
+        structlog.contextvars.bind_contextvars(job_key=job.job_key, job_id=job.job_id)
         entry = await self._books.jobs.get(job.job_key)
         record = entry.value if entry else await self._adopt(job)
         now = datetime.now(UTC)

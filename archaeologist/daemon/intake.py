@@ -48,6 +48,10 @@ class Intake:
             TemporaryError: The bus is away; the message will come again.
         """
         request_id = request_id_of(received.data) or _id_from(received)
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            await self._handle(received, request_id=request_id)
+
+    async def _handle(self, received: Received, *, request_id: RequestId) -> None:
         try:
             if await self._is_settled(request_id, received):
                 await received.ack()

@@ -22,6 +22,7 @@ from archaeologist.daemon.completion import Completion, places
 from archaeologist.daemon.herald import announce
 from archaeologist.daemon.lifecycle import Claim
 from archaeologist.daemon.locating import here
+from archaeologist.daemon.outputs import output_path
 from archaeologist.errors import ArchaeologistError, ArtifactUnwritable, BusUnavailable
 from archaeologist.settings import Settings
 from contracts.messages import EventError, Excavation, Failed, Progress, Succeeded
@@ -70,14 +71,13 @@ class Runner:
         """From the claim to the acknowledgement."""
         await self._clean(run, up_to_claim=run.claim.number - 1)
         await self._announce_start(run)
+        await log.ainfo("job started", job_type=run.record.job.job_type, step=run.record.job.target.step)
         started_at = asyncio.get_running_loop().time()
         outcome = await self._watch_child(run)
-        metrics.note_run(
-            run.record.job.job_type,
-            _name(run, outcome),
-            seconds=asyncio.get_running_loop().time() - started_at,
-            bytes_read=run.latest.bytes_read if run.latest else 0,
-        )
+        seconds, ended = asyncio.get_running_loop().time() - started_at, _name(run, outcome)
+        bytes_read = run.latest.bytes_read if run.latest else 0
+        metrics.note_run(run.record.job.job_type, ended, seconds=seconds, bytes_read=bytes_read)
+        await log.ainfo("job ended", outcome=ended, seconds=round(seconds, 3), bytes_read=bytes_read)
         if run.is_lost:
             await self._discard(run)
         elif isinstance(outcome, Stopped):
@@ -137,6 +137,7 @@ class Runner:
             stop=run.stop,
             cache=self._settings.state_path / "cache" / "numba",
             command=self._command,
+            output=output_path(self._settings, job.job_key),
         )
 
     async def _beat(self, run: Run) -> None:
