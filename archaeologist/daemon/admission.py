@@ -235,8 +235,8 @@ class Admission:
         if entry is None:
             job = await self._within_limits(job)
             fresh = lifecycle.queued(job, request_id=request_id, now=now)
-            if await self._books.jobs.create(job.job_key, fresh) is not None:
-                await self._put(fresh)
+            if (revision := await self._books.jobs.create(job.job_key, fresh)) is not None:
+                await self._put_first(fresh, revision)
                 return fresh
             return await self._record(job, request_id=request_id, force=force)
         is_repeat = request_id in entry.value.request_ids
@@ -253,8 +253,7 @@ class Admission:
         limits = self._settings.jobs.of(job.job_type)
         if limits.when_full == "allow":
             return job
-        backlog = await self._books.queue.backlog()
-        pending = sum(part.waiting for (kind, _), part in backlog.items() if kind == job.job_type)
+        pending = sum(line.waiting for line in (await self._books.queue.lines(job.job_type)).values())
         if pending < limits.max_pending:
             return job
         msg = f"{pending} {job.job_type} jobs are waiting, the limit is {limits.max_pending} (jobs.{job.job_type})"
@@ -284,22 +283,55 @@ class Admission:
             if before.job.priority != record.job.priority:
                 await self._books.queue.remove(job.job_type, before.job.priority, job.job_key)
             # Put again in any case: whoever made the record may have died before its message was out.
-            await self._books.queue.put(record.job)
+            try:
+                await self._books.queue.put(record.job)
+            except QueueFull:
+                # The job was admitted before and keeps its place: the sweep puts its message when there is room.
+                await log.awarning("the queue is full, a queued job's message waits", job_key=job.job_key)
         return record
 
     async def _rerun(self, job: Job, *, request_id: RequestId) -> JobRecord:
         now = datetime.now(UTC)
+        ended: JobRecord | None = None
+
+        def step(record: JobRecord | None) -> JobRecord | None:
+            nonlocal ended
+            ended = record
+            return lifecycle.rerun(record, job, request_id=request_id, now=now) if record else None
+
         for _ in range(OCCUPIED_TRIES):
-            record = await self._books.jobs.change(
-                job.job_key,
-                lambda record: lifecycle.rerun(record, job, request_id=request_id, now=now) if record else None,
-            )
+            record = await self._books.jobs.change(job.job_key, step)
             if record is not None and request_id in record.request_ids:
-                await self._put(record)
+                await self._put_again(record, ended)
                 return record
             # Finished, but its event is not out yet: its worker is about to.
             await asyncio.sleep(OCCUPIED_RETRY_SECONDS)
         return await self._join(job, request_id=request_id)
+
+    async def _put_first(self, record: JobRecord, revision: int) -> None:
+        """The message of a new job; where the queue is full, the record goes as it came.
+
+        Raises:
+            QueueFull: The job is refused, and no trace of it is left to run later.
+        """
+        try:
+            await self._put(record)
+        except QueueFull:
+            if await self._books.jobs.remove(record.job.job_key, revision=revision):
+                raise
+            # Somebody joined meanwhile and was told so: the job stays, and the sweep puts its message.
+
+    async def _put_again(self, record: JobRecord, ended: JobRecord | None) -> None:
+        """The message of a job that is run anew; where the queue is full, what had ended stays ended.
+
+        Raises:
+            QueueFull: The job is refused.
+        """
+        try:
+            await self._put(record)
+        except QueueFull:
+            await self._books.jobs.change(record.job.job_key, lambda now: ended if now == record else None)
+            raise
 
     async def _put(self, record: JobRecord) -> None:
         """The job's message on the queue; waits while an earlier run's message still lies there unacknowledged."""

@@ -24,6 +24,7 @@ from archaeologist.daemon import policy
 from archaeologist.daemon.books import Books, campaign_key
 from archaeologist.daemon.completion import Completion
 from archaeologist.daemon.summarizing import bring_up_to_date
+from archaeologist.errors import QueueFull
 from archaeologist.settings import Settings
 from contracts.records import FINISHED, JobRecord
 
@@ -63,7 +64,11 @@ class Reconciliation:
         present = {key for _, _, key in await self._books.queue.subjects()}
         for record in records:
             if record.state == "queued" and record.job.job_key not in present and _is_old(record.queued_at):
-                await self._books.queue.put(record.job)
+                try:
+                    await self._books.queue.put(record.job)
+                except QueueFull as error:
+                    await log.awarning("queued jobs without a message wait for room", reason=str(error))
+                    return
                 await log.awarning("a queued job had no message; put again", job_key=record.job.job_key)
 
     async def _announce(self, records: Iterable[JobRecord]) -> None:
