@@ -238,6 +238,12 @@ class ArtifactMissing(PermanentError):
     code = "artifact_missing"
 
 
+class SketchThinned(ArtifactMissing):
+    """The sketch was given up to keep all of them within their disk budget."""
+
+    code = "sketch_thinned"
+
+
 class ArchiveUnavailable(TemporaryError):
     """The WARM root is not mounted, or somebody else is archiving the campaign; what is archived is not lost."""
 

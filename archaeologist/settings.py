@@ -36,6 +36,8 @@ SEARCH_PATH: Final = (Path("archaeologist.toml"), Path("/etc/archaeologist/archa
 
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
+Gigabytes = Annotated[float, Meta(ge=0)]
+"""Of 1,000,000,000 bytes."""
 Fraction = Annotated[float, Meta(gt=0, le=1)]
 
 
@@ -111,6 +113,15 @@ class PinSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     enabled: bool = True
     when_impossible: Literal["read_in_place", "refuse"] = "read_in_place"
+    max_gb: Gigabytes | None = None
+    """What pins may hold of checkpoints that are gone; None: a tenth of their file system."""
+
+
+class SketchSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The sketches under the root."""
+
+    max_gb: Gigabytes = 20.0
+    """The oldest beyond it go."""
 
 
 class ActivationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -287,6 +298,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     policy: PolicySettings = PolicySettings()
     campaigns: dict[str, CampaignSettings] = {}
     pins: PinSettings = PinSettings()
+    sketches: SketchSettings = SketchSettings()
     activations: ActivationSettings = ActivationSettings()
     gpu: GpuSettings = GpuSettings()
     jobs: JobsSettings = JobsSettings()

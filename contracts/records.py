@@ -121,6 +121,8 @@ class SeenCheckpoint(Struct, frozen=True, kw_only=True):
     job_key: JobKey | None = None
     """The latest layer_stats job made for it."""
     state: Literal["seen", "admitted", "analysed", "failed"] = "seen"
+    unpinned: str | None = None
+    """Why its pin was given up before its time, where it was."""
 
 
 class CampaignRecord(Struct, frozen=True, kw_only=True):

@@ -14,10 +14,10 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from archaeologist.checkpoints.header import shown
 from archaeologist.checkpoints.index import CONFIG
@@ -37,6 +37,9 @@ from archaeologist.paths import is_under
 _WEIGHTS: Final = (SHARDED, TORCH_SHARDED, *(f"*{suffix}" for suffix in WEIGHT_SUFFIXES), "*.gguf")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _HALF_MADE: Final = ".tmp"
+
+Inode = tuple[int, int]
+"""Device and number: one file, whatever its names."""
 
 _REMEDIES: Final = {
     errno.EXDEV: "checkpoints and pins must lie on one file system under one mount",
@@ -124,16 +127,104 @@ def listed(pins: Path) -> tuple[str, ...]:
     return ()
 
 
-def size_bytes(pins: Path) -> int:
-    """The disk that releasing every pin would free: files of which only pins are left."""
-    links: Counter[tuple[int, int]] = Counter()
-    found = {}
-    for file in pins.glob("*/*"):
-        status = file.stat(follow_symlinks=False)
-        inode = status.st_dev, status.st_ino
-        links[inode] += 1
-        found[inode] = status
-    return sum(status.st_size for inode, status in found.items() if status.st_nlink == links[inode])
+def renew(pins: Path, name: str) -> bool:
+    """Makes a pin young again, so that no sweep takes it from whoever is about to need it; False: there is none."""
+    with contextlib.suppress(FileNotFoundError), locked(pins):
+        os.utime(pins / name)
+        return True
+    return False
+
+
+class Holding(NamedTuple):
+    """A pin among others."""
+
+    pins: Path
+    name: str
+    made_at: float
+    """When it was made or last asked for."""
+    inodes: tuple[Inode, ...]
+    """Of its files; one with two names there stands twice."""
+
+
+class Ledger:
+    """What pins hold of checkpoints that are gone, each file counted once however many pins hold it.
+
+    A file that has another name besides its pins, the trainer's own for one, is not theirs: releasing them would free
+    nothing.
+    """
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self.holdings: list[Holding] = []
+        self._links: Counter[Inode] = Counter()
+        self._released: Counter[Inode] = Counter()
+        self._files: dict[Inode, os.stat_result] = {}
+        for pins in folders:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                for entry in _folders(pins):
+                    self._add(pins, entry)
+        self.held_bytes = sum(self._files[inode].st_size for inode in self._files if self._is_orphan(inode))
+        """The disk that releasing every pin would free."""
+
+    def holds_something(self, holding: Holding) -> bool:
+        """Whether releasing it frees anything, at least together with others."""
+        return any(self._is_orphan(inode) for inode in holding.inodes)
+
+    def release(self, holding: Holding) -> None:
+        """Takes a pin out of the account."""
+        for inode in holding.inodes:
+            was_held = self._is_orphan(inode)
+            self._links[inode] -= 1
+            self._released[inode] += 1
+            if was_held and not self._links[inode]:
+                self.held_bytes -= self._files[inode].st_size
+
+    def _add(self, pins: Path, entry: os.DirEntry[str]) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            made_at = entry.stat(follow_symlinks=False).st_mtime
+            inodes = []
+            for file in os.scandir(entry):
+                status = file.stat(follow_symlinks=False)
+                inode = status.st_dev, status.st_ino
+                inodes.append(inode)
+                self._links[inode] += 1
+                self._files[inode] = status
+            self.holdings.append(Holding(pins, entry.name, made_at, tuple(inodes)))
+
+    def _is_orphan(self, inode: Inode) -> bool:
+        """Whether nothing but pins, some of them released by now, has the file."""
+        return self._files[inode].st_nlink == self._links[inode] + self._released[inode] and self._links[inode] > 0
+
+
+def held_bytes(folders: Iterable[Path]) -> int:
+    """The disk that releasing every pin in these folders would free: files of which only pins are left."""
+    return Ledger(folders).held_bytes
+
+
+def thin(
+    folders: Iterable[Path], *, keep: Mapping[Path, Collection[str]], budget_bytes: int, older_than_seconds: float
+) -> tuple[tuple[Holding, ...], int]:
+    """The pins that were given up, the oldest first, until what pins hold is within the budget; what they hold then.
+
+    Args:
+        folders: Every campaign's folder of pins.
+        keep: Names by folder that stay, over the budget or not.
+        budget_bytes: Of ``Ledger.held_bytes``.
+        older_than_seconds: A younger pin stays as well, as for ``release``.
+    """
+    ledger = Ledger(folders)
+    given_up = []
+    for holding in sorted(ledger.holdings, key=lambda holding: holding.made_at):
+        if ledger.held_bytes <= budget_bytes:
+            break
+        if holding.name in keep.get(holding.pins, ()) or not ledger.holds_something(holding):
+            continue
+        with contextlib.suppress(FileNotFoundError), locked(holding.pins):
+            folder = holding.pins / holding.name
+            if time.time() - folder.stat().st_mtime >= older_than_seconds:
+                _remove(folder)
+                ledger.release(holding)
+                given_up.append(holding)
+    return tuple(given_up), ledger.held_bytes
 
 
 def _link_all(source: Path, folder: Path, allowed: Sequence[Path]) -> None:

@@ -14,8 +14,10 @@ from msgspec.structs import replace
 
 from archaeologist.analyses import known_analyses
 from archaeologist.artifacts.paths import CampaignFolder
+from archaeologist.checkpoints import pins
 from archaeologist.daemon import lifecycle, locating, policy
 from archaeologist.daemon.books import Books, campaign_key
+from archaeologist.daemon.budgets import PinBudget
 from archaeologist.daemon.lifecycle import stamp
 from archaeologist.errors import ArchaeologistError, CheckpointMissing, PermanentError, QueueFull, ReferenceUnavailable
 from archaeologist.jobs import job_key
@@ -46,6 +48,7 @@ class Admission:
     def __init__(self, books: Books, settings: Settings) -> None:
         self._books = books
         self._settings = settings
+        self._pins = PinBudget(settings)
 
     async def admit(self, request: AnalysisRequested, *, request_id: RequestId, received: Any) -> JobRecord:
         """The record of the request's job, new or joined, with its message on the queue.
@@ -119,7 +122,7 @@ class Admission:
         """Blocking: resolve, read the index, fingerprint, pin."""
         found, known_step = locating.resolve(self._settings, folder, path=path, step=step)
         side = locating.examine(found, known_step, settings=self._settings)
-        return locating.pinned(side, folder, settings=self._settings)
+        return locating.pinned(side, folder, settings=self._settings, reason=self._pins.reason_for_none())
 
     def _options(self, request: AnalysisRequested, *, has_reference: bool) -> JobOptions:
         """Blocking: reads the probe set."""
@@ -180,7 +183,7 @@ class Admission:
         """An analysed checkpoint that the trainer removed and a pin still holds."""
         record = await self._books.campaigns.get(campaign_key(folder.hero_id, folder.campaign_id))
         entry = policy.find(record.value, step) if record else None
-        return (await self._side_of(entry)) if entry else None
+        return (await self._side_of(entry, folder)) if entry else None
 
     async def _base(self, rules: PolicySettings) -> Reference:
         if rules.base is None:
@@ -204,12 +207,13 @@ class Admission:
             missing = "no drift: no earlier checkpoint of this campaign is analysed"
         if entry is None:
             return Reference(notes=(missing,))
-        side = await self._side_of(entry)
+        side = await self._side_of(entry, folder)
         if side is None:
-            return Reference(notes=(f"no drift: checkpoint {entry.step} is gone and was not pinned",))
+            reason = entry.unpinned or "was not pinned"
+            return Reference(notes=(f"no drift: checkpoint {entry.step} is gone and {reason}",))
         return Reference(side)
 
-    async def _side_of(self, entry: SeenCheckpoint) -> Side | None:
+    async def _side_of(self, entry: SeenCheckpoint, folder: CampaignFolder) -> Side | None:
         """The bytes that an earlier job analysed, where they still are."""
         record = await self._books.jobs.get(entry.job_key) if entry.job_key else None
         if record is None:
@@ -217,6 +221,9 @@ class Admission:
         earlier = record.value.job.target
         for place in dict.fromkeys((earlier.read_path, earlier.path)):
             here = Path(locating.mapped(place, self._settings.paths))
+            if here.parent == folder.pins:
+                # A sweep that does not know of this job yet must not take it.
+                await asyncio.to_thread(pins.renew, folder.pins, here.name)
             try:
                 side = await asyncio.to_thread(
                     locating.examine, here, entry.step, settings=self._settings, recorded=Path(earlier.path)

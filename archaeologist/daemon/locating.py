@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.checkpoints.fingerprint import fingerprint
 from archaeologist.checkpoints.index import read_index
-from archaeologist.checkpoints.pins import pin, pin_name
+from archaeologist.checkpoints.pins import pin, pin_name, renew
 from archaeologist.checkpoints.steps import step_of
 from archaeologist.errors import CheckpointMissing, PinImpossible, StepUnknown
 from archaeologist.paths import resolve_under
@@ -90,8 +90,14 @@ def base(written: str, *, settings: Settings) -> Side:
     return examine(found, step_of(found) or 0, settings=settings)
 
 
-def pinned(side: Side, folder: CampaignFolder, *, settings: Settings) -> Located:
+def pinned(side: Side, folder: CampaignFolder, *, settings: Settings, reason: str | None = None) -> Located:
     """The side with its bytes held by hard links, or read in place with a note where that is impossible.
+
+    Args:
+        side: A checkpoint.
+        folder: The campaign that pins it.
+        settings: For roots and what to do where pinning is impossible.
+        reason: Why no new pin is made, where none is; one that is there serves all the same.
 
     Raises:
         PinImpossible: Where the settings say that such a checkpoint is refused.
@@ -101,12 +107,27 @@ def pinned(side: Side, folder: CampaignFolder, *, settings: Settings) -> Located
         return Located(side)
     try:
         name = pin_name(side.step, side.fingerprint)
-        held = pin(source, folder.pins, name, allowed=settings.allowed_roots)
+        if reason is not None:
+            held = _pin_there(side, folder, name, reason=reason)
+        else:
+            held = pin(source, folder.pins, name, allowed=settings.allowed_roots)
     except PinImpossible as error:
         if settings.pins.when_impossible == "refuse":
             raise
         return Located(side, (str(error),))
     return Located(Side(path=side.path, step=side.step, read_path=str(held), fingerprint=side.fingerprint))
+
+
+def _pin_there(side: Side, folder: CampaignFolder, name: str, *, reason: str) -> Path:
+    """The checkpoint's pin, if it has one already.
+
+    Raises:
+        PinImpossible: It has none, and for a reason none is made.
+    """
+    if renew(folder.pins, name):
+        return folder.pins / name
+    msg = f"checkpoint {side.path!r} is not pinned: {reason}; raise that, or keep the checkpoint until it is analysed"
+    raise PinImpossible(msg)
 
 
 def _candidate(folder: CampaignFolder, written: Path) -> Path:

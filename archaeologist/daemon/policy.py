@@ -138,7 +138,15 @@ def mark(
     if known is not None and known.job_key == job_key and state == "admitted" and known.state == "analysed":
         return record
     entry = replace(known or SeenCheckpoint(step=step, path=path), job_key=job_key, state=state)
-    return _with(record, replace(entry, path=entry.path or path))
+    # A new job has pinned it anew.
+    unpinned = None if state == "admitted" else entry.unpinned
+    return _with(record, replace(entry, path=entry.path or path, unpinned=unpinned))
+
+
+def unpinned(record: CampaignRecord, step: int, *, reason: str) -> CampaignRecord:
+    """The record with why a checkpoint's pin was given up, for whoever misses it as a reference."""
+    known = find(record, step)
+    return record if known is None else _with(record, replace(known, unpinned=reason))
 
 
 def _candidates(record: CampaignRecord) -> list[SeenCheckpoint]:

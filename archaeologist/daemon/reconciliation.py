@@ -2,15 +2,16 @@
 
 Deliveries repeat what they interrupted by themselves. This sweep is for what no message leads back to: a queued
 record whose message is gone, a finished record whose event was never published, pins and temporary files that nobody
-needs any more, summaries that are behind.
+needs any more, summaries that are behind; and pins and sketches are kept within their budgets.
 Every step can be done by several daemons at once.
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,13 +20,17 @@ import structlog
 from archaeologist import metrics
 from archaeologist.artifacts.paths import CampaignFolder, campaign_folders
 from archaeologist.artifacts.store import temporaries
+from archaeologist.artifacts.thinning import sketches, thin
 from archaeologist.checkpoints import pins
 from archaeologist.daemon import policy
 from archaeologist.daemon.books import Books, campaign_key
+from archaeologist.daemon.budgets import overdrawn, pins_budget_bytes, sketches_budget_bytes
 from archaeologist.daemon.completion import Completion
+from archaeologist.daemon.lifecycle import stamp
 from archaeologist.daemon.summarizing import bring_up_to_date
-from archaeologist.errors import QueueFull
+from archaeologist.errors import ArtifactUnwritable, QueueFull
 from archaeologist.settings import Settings
+from contracts.messages import Side
 from contracts.records import FINISHED, JobRecord
 
 log = structlog.get_logger(__name__)
@@ -54,9 +59,14 @@ class Reconciliation:
         metrics.note_records(records)
         await self._requeue(records)
         await self._announce(records)
-        for folder in await asyncio.to_thread(lambda: list(campaign_folders(self._settings.root_path))):
+        folders = await asyncio.to_thread(lambda: list(campaign_folders(self._settings.root_path)))
+        # Soon after the records were read: what is admitted meanwhile is spared by its pin's age.
+        for folder in folders:
             await self._release(folder, records)
             await self._tidy(folder, records)
+        await self._thin_pins(folders, records)
+        await self._thin_sketches(folders)
+        for folder in folders:
             await self._summarize(folder)
         await log.adebug("swept", records=len(records))
 
@@ -89,6 +99,42 @@ class Reconciliation:
         if removed:
             await log.ainfo("temporary files removed", campaign=str(folder.path), files=removed)
 
+    async def _thin_pins(self, folders: Sequence[CampaignFolder], records: Sequence[JobRecord]) -> None:
+        """The oldest pins that no job needs go, until what pins hold is within the budget."""
+        by_pins = {folder.pins: folder for folder in folders}
+        keep = {pinned: _names(_in_use(folder, records)) for pinned, folder in by_pins.items()}
+        budget = await asyncio.to_thread(pins_budget_bytes, self._settings)
+        given_up, held = await asyncio.to_thread(
+            partial(pins.thin, by_pins, keep=keep, budget_bytes=budget, older_than_seconds=SPARED_SECONDS)
+        )
+        for holding in given_up:
+            await self._tell_unpinned(by_pins[holding.pins], holding.name)
+        if held > budget:
+            why = "the rest is young or needed by jobs that wait or run; no further checkpoint is pinned"
+            await log.awarning(f"{overdrawn(held, budget)}: {why}")
+
+    async def _tell_unpinned(self, folder: CampaignFolder, name: str) -> None:
+        """Says in the log and in the campaign's record that a pin was given up: the next analysis may miss it."""
+        reason = f"its pin was given up on {stamp(datetime.now(UTC))[:10]}, oldest first, to keep within pins.max_gb"
+        await log.awarning("a pin was given up to keep within pins.max_gb", campaign=str(folder.path), pin=name)
+        step = int(name.partition("-")[0])
+        await self._books.campaigns.change(
+            campaign_key(folder.hero_id, folder.campaign_id),
+            lambda record: policy.unpinned(record, step, reason=reason) if record else None,
+        )
+
+    async def _thin_sketches(self, folders: Sequence[CampaignFolder]) -> None:
+        budget = sketches_budget_bytes(self._settings)
+        try:
+            given_up = await asyncio.to_thread(partial(thin, folders, budget_bytes=budget, now=datetime.now(UTC)))
+        except ArtifactUnwritable as error:
+            await log.awarning("sketches not thinned", code=error.code, reason=str(error))
+            return
+        for folder, steps in given_up.items():
+            await log.awarning(
+                "sketches were given up to keep within sketches.max_gb", campaign=str(folder.path), steps=steps
+            )
+
     async def _summarize(self, folder: CampaignFolder) -> None:
         """Summaries that a job's end could not bring up to date, or that a score came too late for."""
         entry = await self._books.campaigns.get(campaign_key(folder.hero_id, folder.campaign_id))
@@ -96,22 +142,26 @@ class Reconciliation:
 
     async def _needed(self, folder: CampaignFolder, records: Iterable[JobRecord]) -> set[str]:
         """Names of the pins that waiting and running jobs read, and that the next reference will be."""
-        own = [record for record in records if _is_of(record, folder)]
-        sides = [
-            side
-            for record in own
-            if record.state not in FINISHED
-            for side in (record.job.target, record.job.reference)
-            if side is not None
-        ]
+        sides = _in_use(folder, records)
         entry = await self._books.campaigns.get(campaign_key(folder.hero_id, folder.campaign_id))
         if entry is not None:
             rules = self._settings.policy_for(folder.hero_id, folder.campaign_id)
             latest = policy.previous(entry.value, 10**18)
             best = policy.best(entry.value, -1, rule=rules.best) if rules.reference == "best" else None
             wanted = {candidate.job_key for candidate in (latest, best) if candidate is not None}
-            sides += [record.job.target for record in own if record.job.job_key in wanted]
-        return {Path(side.read_path).name for side in sides}
+            own = (record.job for record in records if _is_of(record, folder))
+            sides += [job.target for job in own if job.job_key in wanted]
+        return _names(sides)
+
+
+def _in_use(folder: CampaignFolder, records: Iterable[JobRecord]) -> list[Side]:
+    """What waiting and running jobs of a campaign read."""
+    waiting = [record.job for record in records if _is_of(record, folder) and record.state not in FINISHED]
+    return [side for job in waiting for side in (job.target, job.reference) if side is not None]
+
+
+def _names(sides: Iterable[Side]) -> set[str]:
+    return {Path(side.read_path).name for side in sides}
 
 
 def _is_of(record: JobRecord, folder: CampaignFolder) -> bool:
@@ -141,12 +191,10 @@ def _remove_temporaries(folder: CampaignFolder, records: Collection[JobRecord]) 
 def stored_bytes(root: Path) -> dict[str, int]:
     """What lies on the disk for later: kept by pins alone, and in sketches. Blocking."""
     folders = list(campaign_folders(root))
-    sketches = 0
-    for folder in folders:
-        for file in folder.sketch(0).parent.glob("*.safetensors"):
-            with contextlib.suppress(OSError):  # removed meanwhile
-                sketches += file.stat().st_size
-    return {"pins": sum(pins.size_bytes(folder.pins) for folder in folders), "sketches": sketches}
+    return {
+        "pins": pins.held_bytes(folder.pins for folder in folders),
+        "sketches": sum(one.size_bytes for one in sketches(folders)),
+    }
 
 
 def _is_old(moment: str | None) -> bool:

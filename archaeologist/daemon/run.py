@@ -23,7 +23,7 @@ from archaeologist.daemon.herald import announce
 from archaeologist.daemon.lifecycle import Claim
 from archaeologist.daemon.locating import here
 from archaeologist.daemon.outputs import output_path
-from archaeologist.errors import ArchaeologistError, ArtifactUnwritable, BusUnavailable
+from archaeologist.errors import ArchaeologistError, ArtifactUnwritable, BusUnavailable, CheckpointMissing
 from archaeologist.settings import Settings
 from contracts.messages import EventError, Excavation, Failed, Progress, Succeeded
 from contracts.records import JobRecord
@@ -202,13 +202,14 @@ class Runner:
     async def _decide(self, run: Run, outcome: Succeeded | Failed) -> JobRecord | None:
         """The record with the outcome in it; None where the claim was lost."""
         now = datetime.now(UTC)
-        where = places(run.record.job, run.claim.number, settings=self._settings)
+        job = run.record.job
+        where = places(job, run.claim.number, settings=self._settings)
 
         def step(record: JobRecord | None) -> JobRecord | None:
             if record is None:
                 return None
             if isinstance(outcome, Failed):
-                return lifecycle.failed(record, outcome.error, claim=run.claim, now=now)
+                return lifecycle.failed(record, explained(outcome.error, job.notes), claim=run.claim, now=now)
             return lifecycle.done(
                 record,
                 run.claim,
@@ -266,6 +267,13 @@ def _name(run: Run, outcome: Succeeded | Failed | Stopped) -> str:
     if isinstance(outcome, Failed):
         return "handed_back" if outcome.retryable else "failed"
     return "done"
+
+
+def explained(error: EventError, notes: Sequence[str]) -> EventError:
+    """The error; where the checkpoint is gone, with what was noted at admission: that it was not pinned, for one."""
+    if error.code != CheckpointMissing.code or not notes:
+        return error
+    return replace(error, message=f"{error.message} (when the job was made: {'; '.join(notes)})")
 
 
 async def acknowledge(delivery: Received, record: JobRecord | None, books: Books) -> None:

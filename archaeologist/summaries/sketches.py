@@ -16,8 +16,9 @@ import numpy as np
 
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.artifacts.store import read_layer_stats
+from archaeologist.artifacts.thinning import thinned
 from archaeologist.checkpoints.names import place
-from archaeologist.errors import ArchaeologistError, ArtifactInvalid, ArtifactMissing, SummariesLate
+from archaeologist.errors import ArchaeologistError, ArtifactInvalid, ArtifactMissing, SketchThinned, SummariesLate
 from archaeologist.files import opened, read_at, read_bounded
 from archaeologist.statistics.sketch import (
     SEED,
@@ -66,6 +67,8 @@ class Sketches:
         self._store = store
         self._until = until
         self._read = lru_cache(maxsize=HELD)(self._read_sketch)
+        self._thinned = frozenset(thinned(folder).steps)
+        self._missed: set[int] = set()
         self.checked: dict[str, LeftOut | None] = {}
         self.distances: dict[str, Measured] = {}
         self.turns: dict[str, Measured] = {}
@@ -74,6 +77,7 @@ class Sketches:
         """Whether the checkpoint's sketch is there, whole, and of the bytes that its artifact is of."""
         identity = self._identity(step)
         if identity is None:
+            self._missed.update({step} & self._thinned)
             return False
         if identity not in self.checked:
             known = self._store.sketches
@@ -110,9 +114,16 @@ class Sketches:
     @property
     def problems(self) -> tuple[LeftOut, ...]:
         """What is wrong with those that were asked for and cannot be used."""
-        return tuple(
-            sorted((problem for problem in self.checked.values() if problem), key=lambda problem: problem.file)
-        )
+        found = sorted((problem for problem in self.checked.values() if problem), key=lambda problem: problem.file)
+        return (*found, *([self._given_up()] if self._missed else []))
+
+    def _given_up(self) -> LeftOut:
+        """One entry for all sketches that were asked for and are gone for want of room."""
+        steps = sorted(self._missed)
+        which = f"of step {steps[0]}" if len(steps) == 1 else f"of {len(steps)} steps from {steps[0]} to {steps[-1]}"
+        reason = f"sketches {which} were given up to keep within sketches.max_gb; estimates from them are missing"
+        file = self._folder.sketch(steps[0]).parent.relative_to(self._folder.analysis)
+        return LeftOut(file=str(file), code=SketchThinned.code, reason=reason)
 
     def _identity(self, step: int) -> str | None:
         sign = self._signatures.get(self._folder.sketch(step).name)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -68,9 +69,9 @@ def test_pinning_twice_gives_the_same_folder_and_makes_it_young_again(tmp_path: 
 def test_a_pin_costs_no_disk_until_the_source_is_gone(tmp_path: Path) -> None:
     source, name = saved(tmp_path)
     held = pin(source, tmp_path / ".pins", name)
-    assert pins.size_bytes(tmp_path / ".pins") == 0
+    assert pins.held_bytes([tmp_path / ".pins"]) == 0
     shutil.rmtree(source)
-    assert pins.size_bytes(tmp_path / ".pins") == sum(file.stat().st_size for file in held.iterdir())
+    assert pins.held_bytes([tmp_path / ".pins"]) == sum(file.stat().st_size for file in held.iterdir())
 
 
 def test_a_single_weight_file_is_pinned_without_its_neighbours(tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_a_pin_is_not_young_because_its_checkpoint_is(tmp_path: Path) -> None:
 def test_without_any_pins_there_is_nothing_to_do(tmp_path: Path) -> None:
     assert pins.listed(tmp_path / ".pins") == ()
     assert pins.release(tmp_path / ".pins", keep=(), older_than_seconds=0) == ()
-    assert pins.size_bytes(tmp_path / ".pins") == 0
+    assert pins.held_bytes([tmp_path / ".pins"]) == 0
     pins.unpin(tmp_path / ".pins", "1-a")
     assert not (tmp_path / ".pins").exists()
 
@@ -211,3 +212,79 @@ def test_unpinning_what_is_not_pinned_is_fine(tmp_path: Path) -> None:
     pins.unpin(tmp_path / ".pins", name)
     pins.unpin(tmp_path / ".pins", name)
     assert pins.listed(tmp_path / ".pins") == ()
+
+
+# Within a disk budget.
+
+
+def aged(pinned: Path, age_seconds: float) -> Path:
+    made_at = time.time() - age_seconds
+    os.utime(pinned, (made_at, made_at))
+    return pinned
+
+
+def orphaned(tmp_path: Path, step: int, *, campaign: str = "c", age_seconds: float = 1000.0) -> Path:
+    """A pin whose checkpoint its trainer has deleted."""
+    source, name = saved(tmp_path / f"{campaign}-saved", step=step)
+    pinned = aged(pin(source, tmp_path / campaign / ".pins", name), age_seconds)
+    shutil.rmtree(source)
+    return pinned
+
+
+def size_of(pinned: Path) -> int:
+    return sum(file.stat().st_size for file in pinned.iterdir())
+
+
+def test_bytes_that_several_pins_share_are_counted_once_and_those_of_a_living_checkpoint_never(tmp_path: Path) -> None:
+    source, name = saved(tmp_path)
+    folders = [tmp_path / campaign / ".pins" for campaign in ("a", "b")]
+    held = [pin(source, folder, name) for folder in folders]
+    assert pins.held_bytes(folders) == 0
+    shutil.rmtree(source)
+    assert pins.held_bytes(folders) == size_of(held[0])
+    assert pins.held_bytes(folders[:1]) == 0, "the other campaign's pin has them as well"
+
+
+def test_the_oldest_pins_go_until_the_rest_is_within_the_budget(tmp_path: Path) -> None:
+    held = {
+        step: orphaned(tmp_path, step, campaign=campaign, age_seconds=age)
+        for step, campaign, age in ((1, "a", 3000), (2, "b", 5000), (3, "a", 4000), (4, "b", 2000))
+    }
+    sizes = {step: size_of(pinned) for step, pinned in held.items()}
+    folders = [tmp_path / campaign / ".pins" for campaign in ("a", "b")]
+    given_up, left = pins.thin(folders, keep={}, budget_bytes=sizes[1] + sizes[4], older_than_seconds=60)
+    assert [int(holding.name.partition("-")[0]) for holding in given_up] == [2, 3]
+    assert left == sizes[1] + sizes[4] == pins.held_bytes(folders)
+    assert pins.thin(folders, keep={}, budget_bytes=left, older_than_seconds=60) == ((), left)
+
+
+def test_neither_a_needed_pin_nor_a_young_one_nor_one_of_a_living_checkpoint_goes(tmp_path: Path) -> None:
+    needed = orphaned(tmp_path, 1, age_seconds=9000)
+    young = orphaned(tmp_path, 2, age_seconds=10)
+    source, name = saved(tmp_path, step=3)
+    living = aged(pin(source, tmp_path / "c" / ".pins", name), 8000)
+    free = orphaned(tmp_path, 4, age_seconds=7000)
+    folder = tmp_path / "c" / ".pins"
+    keep = {folder: {needed.name}}
+    given_up, left = pins.thin([folder], keep=keep, budget_bytes=0, older_than_seconds=60)
+    assert [holding.name for holding in given_up] == [free.name]
+    assert left == size_of(needed) + size_of(young)
+    assert all(pinned.is_dir() for pinned in (needed, young, living))
+
+
+def test_both_pins_of_shared_bytes_go_where_one_alone_frees_nothing(tmp_path: Path) -> None:
+    source, name = saved(tmp_path)
+    folders = [tmp_path / campaign / ".pins" for campaign in ("a", "b")]
+    for folder in folders:
+        aged(pin(source, folder, name), 1000)
+    shutil.rmtree(source)
+    given_up, left = pins.thin(folders, keep={}, budget_bytes=0, older_than_seconds=60)
+    assert (len(given_up), left) == (2, 0)
+
+
+def test_a_pin_that_is_asked_for_again_is_young_and_one_that_is_not_there_is_not(tmp_path: Path) -> None:
+    held = orphaned(tmp_path, 1)
+    assert pins.renew(held.parent, held.name)
+    assert pins.thin([held.parent], keep={}, budget_bytes=0, older_than_seconds=60)[0] == ()
+    assert not pins.renew(held.parent, "9-z")
+    assert not pins.renew(tmp_path / "nowhere", "9-z")

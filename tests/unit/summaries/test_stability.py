@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -11,6 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from archaeologist.artifacts.paths import CampaignFolder
+from archaeologist.artifacts.thinning import thin
 from archaeologist.errors import ArtifactInvalid, ArtifactMissing
 from archaeologist.statistics.sketch import WIDTH
 from archaeologist.statistics.trajectory import WINDOW
@@ -238,3 +241,23 @@ def test_an_estimate_needs_both_sketches(folder: CampaignFolder) -> None:
     place_whole(folder.sketch(200), b"no sketch")
     with pytest.raises(ArtifactInvalid):
         drift_estimate(folder, 100, 200)
+
+
+def test_sketches_that_were_given_up_are_told_of_once_and_the_newest_still_count(folder: CampaignFolder) -> None:
+    checkpoints = campaign(8)
+    first = checkpoints[100]
+    for step, weights in checkpoints.items():
+        put(folder, step, weights, reference=(100, first) if step > 100 else None)
+    sizes = {step: folder.sketch(step).stat().st_size for step in checkpoints}
+    for step in checkpoints:
+        os.utime(folder.sketch(step), (step, step))
+    thin([folder], budget_bytes=sum(sizes.values()) - sizes[100] - sizes[200] - sizes[300], now=datetime.now(UTC))
+    update(folder)
+    found = report(folder)
+    assert [(one.file, one.code) for one in found.left_out] == [("sketches", "sketch_thinned")]
+    assert "of 2 steps from 200 to 300" in found.left_out[0].reason
+    assert "sketches.max_gb" in found.left_out[0].reason
+    assert found.checkpoints == (400, 500, 600, 700, 800)
+    brought = folder.stability.read_bytes()
+    rebuild(folder)
+    assert folder.stability.read_bytes() == brought
