@@ -626,6 +626,35 @@ class DriftTimeline(Struct, frozen=True, kw_only=True):
     left_out: tuple[LeftOut, ...] = ()
 
 
+class SubmoduleTimeline(Struct, frozen=True, kw_only=True):
+    """One tensor's drift over time: arrays aligned with the timeline's ``checkpoints``, null where it has none."""
+
+    name: str
+    """As the checkpoint has it."""
+    block: str
+    l2: tuple[float | None, ...] = ()
+    relative_l2: tuple[float | None, ...] = ()
+    one_minus_cosine: tuple[float | None, ...] = ()
+    changed_fraction: tuple[float | None, ...] = ()
+    below_resolution: tuple[bool | None, ...] = ()
+
+
+class SubmoduleDriftTimeline(Struct, frozen=True, kw_only=True):
+    """The drift of every tensor over time, as far as it was asked for; no file has all of it.
+
+    Each checkpoint's drift is the one in its artifact, against the reference named there.
+    """
+
+    version: int = ARTIFACT_VERSION
+    campaign_id: str
+    hero_id: str
+    checkpoints: tuple[int, ...] = ()
+    """Steps of the checkpoints that were compared with a reference, ascending."""
+    submodules: dict[str, SubmoduleTimeline] = {}
+    """By the tensor's name, in the newest artifact's order."""
+    reference_steps: tuple[int | None, ...] = ()
+
+
 class LayerHealthTimeline(Struct, frozen=True, kw_only=True):
     """One block's health over time: arrays aligned with the timeline's ``checkpoints``, null where it has none."""
 

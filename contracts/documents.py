@@ -42,6 +42,7 @@ _STORED: Final[dict[str, type[Struct]]] = {
     "layer_stats": artifacts.LayerStats,
     "layer_drift": artifacts.LayerDrift,
     "layer_drift_timeline": artifacts.DriftTimeline,
+    "submodule_drift_timeline": artifacts.SubmoduleDriftTimeline,
     "health_timeline": artifacts.HealthTimeline,
     "stability_report": artifacts.StabilityReport,
     "skill_impact": artifacts.SkillImpact,

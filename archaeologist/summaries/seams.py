@@ -12,7 +12,7 @@ from msgspec import Struct
 
 NOT_ALIGNED: Final = frozenset({"version", "campaign_id", "hero_id", "layers", "left_out", "alerts"})
 """Fields of a timeline that have no entry for each checkpoint."""
-ALWAYS: Final = ("name", "layer_type")
+ALWAYS: Final = ("name", "layer_type", "block")
 """Such fields of its blocks."""
 
 Span = tuple[int, int]

@@ -33,6 +33,8 @@ from contracts.artifacts import (
     LayerTimeline,
     SkillImpact,
     StabilityReport,
+    SubmoduleDriftTimeline,
+    SubmoduleTimeline,
 )
 from contracts.http import Campaigns, DriftList, Movers, Problem, StatsList
 from contracts.messages import NAME_PATTERN
@@ -77,6 +79,7 @@ Layers = Annotated[
     str | None, QueryParameter(description="Names of blocks or parts of them, with commas; left out or empty: all.")
 ]
 DriftFields = Annotated[str | None, _fields(LayerTimeline)]
+SubmoduleFields = Annotated[str | None, _fields(SubmoduleTimeline)]
 HealthFields = Annotated[str | None, _fields(LayerHealthTimeline)]
 FirstStep = Annotated[int | None, QueryParameter(ge=0, le=MAX_STEP, description="From this step on.")]
 LastStep = Annotated[int | None, QueryParameter(ge=0, le=MAX_STEP, description="Up to this step.")]
@@ -176,6 +179,34 @@ def read_drift_timeline(
     choice = Choice.of(LayerTimeline, layers=layers, fields=fields, first_step=first_step, last_step=last_step)
     folder = analysed(find(library.settings, campaign_id, hero_id))
     return _timeline(request, library, folder, folder.timeline, DriftTimeline, choice)
+
+
+@get("/{campaign_id:str}/submodule_drift", sync_to_thread=True, responses=responses(SubmoduleDriftTimeline))
+def read_submodule_drift(
+    request: Asked,
+    library: NamedDependency[Library],
+    campaign_id: Campaign,
+    *,
+    hero_id: HeroId = None,
+    layers: Layers = None,
+    fields: SubmoduleFields = None,
+    first_step: FirstStep = None,
+    last_step: LastStep = None,
+) -> Response[bytes]:
+    """The drift of every tensor over the checkpoints that were compared with a reference: a part of it at a time."""
+    from archaeologist.web import submodules  # noqa: PLC0415 -- NumPy, needed once there is something to show
+
+    choice = Choice.of(SubmoduleTimeline, layers=layers, fields=fields, first_step=first_step, last_step=last_step)
+    folder = analysed(find(library.settings, campaign_id, hero_id))
+    is_current = library.bring_up_to_date(folder)
+    source = listings.stats_source(folder)
+    return respond(
+        request,
+        library.shelf,
+        ("submodules", str(source), signature(source), *choice),
+        lambda: msgspec.json.encode(submodules.part(folder, library.submodules(folder), choice)),
+        is_behind=not is_current,
+    )
 
 
 @get("/{campaign_id:str}/health_timeline", sync_to_thread=True, responses=responses(HealthTimeline))
@@ -309,6 +340,7 @@ def routes() -> list[ControllerRouterHandler]:
         list_layer_stats,
         read_layer_stats,
         read_drift_timeline,
+        read_submodule_drift,
         read_health_timeline,
         read_top_movers,
         read_stability,

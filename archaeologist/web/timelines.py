@@ -84,7 +84,10 @@ def part(timeline: Timeline, choice: Choice) -> dict[str, Any]:
 def _layer(layer: msgspec.Struct, stretch: slice, fields: tuple[str, ...] | None) -> dict[str, Any]:
     values = msgspec.structs.asdict(layer)
     chosen = [name for name in values if name not in ALWAYS and (fields is None or name in fields)]
-    return {**{name: values[name] for name in ALWAYS}, **{name: values[name][stretch] for name in chosen}}
+    return {
+        **{name: values[name] for name in ALWAYS if name in values},
+        **{name: values[name][stretch] for name in chosen},
+    }
 
 
 def _names(parameter: str, text: str | None) -> tuple[str, ...] | None:

@@ -17,7 +17,7 @@ from archaeologist.artifacts.archive import archive, rule_of
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.settings import ArchiveSettings, Settings, WebSettings
 from archaeologist.web import listings
-from contracts.artifacts import DriftTimeline, LayerStats, StabilityReport
+from contracts.artifacts import DriftTimeline, LayerStats, StabilityReport, SubmoduleDriftTimeline
 from tests.fixtures.artifacts import layer_drift
 from tests.fixtures.histories import folder_in, place_whole, put, put_all
 from tests.fixtures.web import application, asking
@@ -533,3 +533,39 @@ async def test_a_link_out_of_both_roots_in_an_archived_artifacts_place_is_refuse
     async with asking(application(Settings(root=str(own_folder.root)))) as client:
         answer = await client.get("/api/analysis/campaign/layer_stats/900")
     assert (answer.status_code, answer.json()["code"]) == (403, "path_outside_root")
+
+
+# The drift of submodules.
+
+
+async def test_the_drift_of_submodules_is_the_artifacts(client: httpx.AsyncClient) -> None:
+    found = await read(client, "/api/analysis/campaign/submodule_drift")
+    decoded = msgspec.convert(found, SubmoduleDriftTimeline)
+    assert list(decoded.checkpoints) == list(STEPS[1:])
+    assert list(decoded.reference_steps) == list(STEPS[:-1])
+    assert list(decoded.submodules) == list(TENSORS)
+    newest = await read(client, f"/api/analysis/campaign/layer_stats/{STEPS[-1]}")
+    for name, one in decoded.submodules.items():
+        tensor = newest["drift_stats"][one.block]["tensors"][name.removeprefix(f"{one.block}.")]
+        for field in ("l2", "relative_l2", "one_minus_cosine", "changed_fraction", "below_resolution"):
+            assert getattr(one, field)[-1] == tensor[field]
+            assert len(getattr(one, field)) == len(decoded.checkpoints)
+
+
+async def test_a_part_of_the_drift_of_submodules_is_chosen(client: httpx.AsyncClient) -> None:
+    address = "/api/analysis/campaign/submodule_drift?layers=lm_head&fields=l2&first_step=300&last_step=300"
+    found = await read(client, address)
+    assert found["checkpoints"] == [300]
+    assert found["submodules"].keys() == {"lm_head.weight"}
+    assert found["submodules"]["lm_head.weight"].keys() == {"name", "block", "l2"}
+    first = await client.get(address)
+    again = await client.get(address, headers={"If-None-Match": first.headers["etag"]})
+    assert again.status_code == 304
+
+
+async def test_too_much_for_one_reply_is_refused(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("archaeologist.web.submodules.MOST_VALUES", 3)
+    said = await refused(
+        client, "/api/analysis/campaign/submodule_drift?fields=l2,relative_l2", 400, "parameter_invalid"
+    )
+    assert "choose some by layers, fields" in said
