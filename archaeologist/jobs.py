@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from contracts.messages import JobKey, JobOptions, JobType, Side
+from contracts.messages import Job, JobKey, JobOptions, JobType, Side
 
 KEY_LENGTH: Final = 32
 """Hexadecimal digits of a key: 128 bits, far beyond any chance of two jobs meeting."""
@@ -45,3 +45,11 @@ def job_key(
 
 def _identity(side: Side) -> dict[str, str | int]:
     return {"path": side.path, "step": side.step, "fingerprint": side.fingerprint}
+
+
+def as_named(text: str, job: Job) -> str:
+    """A text for people: where it has the path of a pin, it gets that of the checkpoint, which is what they know."""
+    for side in (job.target, job.reference):
+        if side is not None:
+            text = text.replace(side.read_path, side.path)
+    return text

@@ -24,6 +24,7 @@ from archaeologist.daemon.lifecycle import Claim
 from archaeologist.daemon.locating import here
 from archaeologist.daemon.outputs import output_path
 from archaeologist.errors import ArchaeologistError, ArtifactUnwritable, BusUnavailable, CheckpointMissing
+from archaeologist.jobs import as_named
 from archaeologist.settings import Settings
 from contracts.messages import EventError, Excavation, Failed, Progress, Succeeded
 from contracts.records import JobRecord
@@ -209,7 +210,9 @@ class Runner:
             if record is None:
                 return None
             if isinstance(outcome, Failed):
-                return lifecycle.failed(record, explained(outcome.error, job.notes), claim=run.claim, now=now)
+                error = explained(outcome.error, job.notes)
+                error = replace(error, message=as_named(error.message, job))
+                return lifecycle.failed(record, error, claim=run.claim, now=now)
             return lifecycle.done(
                 record,
                 run.claim,

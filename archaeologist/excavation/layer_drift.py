@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from archaeologist.errors import MessageInvalid
 from archaeologist.excavation.survey import Survey, survey, versions
 from archaeologist.excavation.walk import OnProgress
+from archaeologist.jobs import as_named
 from archaeologist.statistics.drift import has_l2, select_block, select_global
 from contracts.artifacts import BlockDrift, Comparison, Coverage, LayerDrift
 from contracts.messages import Excavation
@@ -52,7 +53,7 @@ def excavate(excavation: Excavation, on_progress: OnProgress) -> tuple[LayerDrif
         or Coverage(tensors_listed=0, tensors_read=0, bytes_listed=0, bytes_read=0),
         target_coverage=found.plan.coverage,
         comparison=found.plan.comparison or Comparison(compared=0),
-        warnings=(*job.notes, *found.warnings),
+        warnings=(*job.notes, *(as_named(warning, job) for warning in found.warnings)),
         worker=excavation.worker,
         versions=versions(),
         timings=found.timings,

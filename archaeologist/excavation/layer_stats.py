@@ -11,6 +11,7 @@ from archaeologist.excavation.forward.found import Found
 from archaeologist.excavation.judgement import judge
 from archaeologist.excavation.survey import Survey, survey, versions
 from archaeologist.excavation.walk import OnProgress
+from archaeologist.jobs import as_named
 from archaeologist.statistics import sketch
 from contracts.artifacts import LayerStats, SketchInfo
 from contracts.messages import Excavation
@@ -31,6 +32,7 @@ def excavate(excavation: Excavation, on_progress: OnProgress) -> tuple[LayerStat
     found = survey(excavation, on_progress, is_reference_needed=job.reference_is_explicit)
     reference = job.reference if found.global_drift else None
     forward = found.forward or Found()
+    not_computed = _unasked(excavation, found) | forward.not_computed | found.not_computed
     artifact = LayerStats(
         campaign_id=job.campaign_id,
         hero_id=job.hero_id,
@@ -62,8 +64,8 @@ def excavate(excavation: Excavation, on_progress: OnProgress) -> tuple[LayerStat
         comparison=found.plan.comparison,
         sketch=_sketch_info(excavation) if found.has_sketch else None,
         device=forward.forward.device if forward.forward else "cpu",
-        not_computed=_unasked(excavation, found) | forward.not_computed | found.not_computed,
-        warnings=(*job.notes, *found.warnings),
+        not_computed={name: as_named(why, job) for name, why in not_computed.items()},
+        warnings=(*job.notes, *(as_named(warning, job) for warning in found.warnings)),
         worker=excavation.worker,
         versions=versions(),
         timings=found.timings,

@@ -4,8 +4,8 @@ import re
 
 from msgspec.structs import replace
 
-from archaeologist.jobs import job_key
-from contracts.messages import JobKey, JobOptions, JobType, Side
+from archaeologist.jobs import as_named, job_key
+from contracts.messages import CampaignId, HeroId, Job, JobKey, JobOptions, JobType, RequestId, Side
 
 TARGET = Side(path="/c/checkpoint-2", step=2, read_path="/c/checkpoint-2", fingerprint="a")
 REFERENCE = Side(path="/c/checkpoint-1", step=1, read_path="/c/checkpoint-1", fingerprint="b")
@@ -57,3 +57,19 @@ def test_everything_that_changes_the_result_changes_the_key() -> None:
         key(target=REFERENCE, reference=TARGET),
     ]
     assert len(set(keys)) == len(keys)
+
+
+def test_a_text_for_people_names_the_checkpoint_and_not_its_pin() -> None:
+    job = Job(
+        job_key=JobKey("key"),
+        job_id=RequestId("id"),
+        job_type="layer_stats",
+        priority="normal",
+        hero_id=HeroId("dio"),
+        campaign_id=CampaignId("c1"),
+        target=replace(TARGET, read_path="/c/.pins/2-a"),
+        reference=REFERENCE,
+        created_at="2026-01-02T03:04:05Z",
+    )
+    said = "no tokenizer in '/c/.pins/2-a'; the reference '/c/checkpoint-1' has one"
+    assert as_named(said, job) == "no tokenizer in '/c/checkpoint-2'; the reference '/c/checkpoint-1' has one"
