@@ -160,6 +160,18 @@ class NothingComparable(CheckpointError):
     code = "nothing_comparable"
 
 
+class BlockUnknown(CheckpointError):
+    """The checkpoint has no block of this name."""
+
+    code = "block_unknown"
+
+
+class BlockMismatch(CheckpointError):
+    """A block's tensors differ in name, dtype or shape between two checkpoints."""
+
+    code = "block_mismatch"
+
+
 class ModelUnsupported(CheckpointError):
     """The model cannot be run, so its activations are not computed; weights and drift are."""
 

@@ -27,6 +27,7 @@ from archaeologist.cli import (
     log,
     report,
     request,
+    restore,
     service,
     summarize,
     watch,
@@ -63,6 +64,7 @@ app.command()(summarize.summarize)
 app.command()(archive.archive)
 app.command()(report.report)
 app.command()(export.export)
+app.command()(restore.restore_block)
 app.command()(service.up)
 app.command()(service.daemon)
 app.command()(service.web)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import archaeologist
+from archaeologist.artifacts.output import whole_file
 from archaeologist.export.columns import COLUMNS, Column, rows
-from archaeologist.export.place import tool, whole_file
+from archaeologist.export.extra import tool
 from contracts.artifacts import LayerStats
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from archaeologist.export.place import tool, whole_folder
+from archaeologist.artifacts.output import whole_folder
+from archaeologist.export.extra import tool
 from archaeologist.export.series import Scalars
 
 

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from archaeologist.artifacts.output import whole_folder
 from archaeologist.errors import ExportFailed
-from archaeologist.export.place import tool, whole_folder
+from archaeologist.export.extra import tool
 from archaeologist.export.series import Scalars
 
 

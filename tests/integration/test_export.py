@@ -13,9 +13,9 @@ import pyarrow.parquet
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from archaeologist.artifacts.output import whole_folder
 from archaeologist.cli import app
 from archaeologist.export.columns import COLUMNS
-from archaeologist.export.place import whole_folder
 from archaeologist.export.table import write_parquet
 from contracts.artifacts import LayerStats
 from tests.fixtures.exports import BLOCK, STEPS, artifact, campaign

@@ -1,30 +1,14 @@
-"""Where an export goes: whole or not at all, and never over something that is not one's own."""
+"""What a command writes where a person says: whole or not at all, and a folder never over another one."""
 
 import contextlib
-import importlib
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from archaeologist.artifacts.store import put_in_place, unwritable
-from archaeologist.errors import ExtraMissing, UsageError
-
-
-def tool(name: str, *, wanted_by: str) -> Any:
-    """A module of the extra ``export``.
-
-    Raises:
-        ExtraMissing: It is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = name.partition(".")[0]
-        msg = f"{wanted_by} needs {package} ({error}); run `pip install 'model-archaeologist[export]'`"
-        raise ExtraMissing(msg) from error
+from archaeologist.errors import UsageError
 
 
 @contextlib.contextmanager
