@@ -27,6 +27,7 @@ from contracts.messages import (
     JobType,
     NeighbourOptions,
     ReferencePolicy,
+    Severity,
 )
 
 PREFIX: Final = "ARCHAEOLOGIST_"
@@ -278,6 +279,22 @@ class MetricsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """0: none."""
 
 
+class NotifySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whom the daemon tells what happened."""
+
+    command: tuple[str, ...] = ()
+    """A program and its arguments; the event comes on its standard input."""
+    webhook: Annotated[str, Meta(pattern=r"^https?://[^/\s]+", max_length=2048)] | None = None
+    """An address to which the event is posted."""
+    webhook_headers: dict[str, str] = {}
+    """Headers of that request."""
+    events: tuple[Literal["started", "completed", "failed", "cancelled", "alert"], ...] = ("alert", "failed")
+    severity: Severity = "warning"
+    """The least that is told."""
+    timeout_seconds: Annotated[float, Meta(gt=0, le=60)] = 10.0
+    attempts: Annotated[int, Meta(ge=1, le=50)] = 5
+
+
 class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the log looks."""
 
@@ -306,6 +323,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     web: WebSettings = WebSettings()
     metrics: MetricsSettings = MetricsSettings()
+    notify: NotifySettings = NotifySettings()
     log: LogSettings = LogSettings()
 
     @property

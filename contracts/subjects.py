@@ -46,6 +46,10 @@ PRIORITIES: Final = ("high", "normal", "low")
 INTAKE_CHECKPOINTS: Final = "archaeologist-intake-checkpoints"
 INTAKE_REQUESTS: Final = "archaeologist-intake-requests"
 
+# Durable consumers of the Battle Log that tell the user's command and webhook, shared by every daemon that has one.
+NOTIFY_COMMAND: Final = "archaeologist-notify-command"
+NOTIFY_WEBHOOK: Final = "archaeologist-notify-webhook"
+
 # Key-value buckets.
 JOB_RECORDS: Final = "archaeologist_jobs"
 REQUEST_RECORDS: Final = "archaeologist_requests"

@@ -30,6 +30,9 @@ JOBS_ACK_PENDING: Final = 1000
 """Jobs of one type and priority with workers at once, those that wait for memory included: far above any limit of ours.
 The server counts each priority by itself, so ``max_running_cluster`` is kept elsewhere (``daemon.slots``)."""
 
+NOTIFY_ACK_PENDING: Final = 64
+"""Events that wait to be told again; as long as so many do, newer ones wait too."""
+
 BUCKET_FIELDS: Final = ("max_age", "num_replicas", "max_msgs_per_subject")
 STREAM_FIELDS: Final = (
     *BUCKET_FIELDS,
@@ -144,6 +147,18 @@ def durables(settings: Settings) -> list[_Durable]:
             (subjects.REQUESTS, subjects.INTAKE_REQUESTS),
         )
     ]
+    told = [name for name in subjects.BATTLE_LOG_SUBJECTS if name != subjects.ANALYSIS_PROGRESS]
+    for name in (subjects.NOTIFY_COMMAND, subjects.NOTIFY_WEBHOOK):
+        config = api.ConsumerConfig(
+            durable_name=name,
+            # Nobody is told of what happened before there was anybody to tell.
+            deliver_policy=api.DeliverPolicy.NEW,
+            filter_subjects=told,
+            ack_wait=settings.jobs.lease_seconds,
+            max_deliver=-1,
+            max_ack_pending=NOTIFY_ACK_PENDING,
+        )
+        found.append(_Durable(subjects.BATTLE_LOG, config))
     for job_type in subjects.JOB_TYPES:
         for priority in subjects.PRIORITIES:
             config = api.ConsumerConfig(
@@ -299,7 +314,7 @@ def _stream_differences(current: api.StreamConfig, wanted: api.StreamConfig) -> 
 
 
 def _durable_differences(current: api.ConsumerConfig, wanted: api.ConsumerConfig) -> list[str]:
-    fields = ("filter_subject", "ack_wait", "max_deliver", "max_ack_pending")
+    fields = ("filter_subject", "filter_subjects", "ack_wait", "max_deliver", "max_ack_pending")
     return [text for field in fields if (text := _difference(current, wanted, field))]
 
 

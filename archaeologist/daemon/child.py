@@ -108,8 +108,12 @@ async def run_child(
 
 def child_environment(environ: Mapping[str, str], *, cache: Path) -> dict[str, str]:
     """The child's environment: the parent's without the bus's address and credentials, with the kernels' cache."""
-    kept = {name: value for name, value in environ.items() if not _is_of_the_bus(name.upper())}
-    return {"PYTHONFAULTHANDLER": "1", **kept, "NUMBA_CACHE_DIR": str(cache)}
+    return {"PYTHONFAULTHANDLER": "1", **without_bus(environ), "NUMBA_CACHE_DIR": str(cache)}
+
+
+def without_bus(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment without the bus's address and credentials, for programs that need neither."""
+    return {name: value for name, value in environ.items() if not _is_of_the_bus(name.upper())}
 
 
 def _is_of_the_bus(variable: str) -> bool:
@@ -236,8 +240,8 @@ async def _started(command: Sequence[str], environment: Mapping[str, str]) -> As
             theirs.callback(os.close, descriptor)
         with theirs:
             stdin = await _writer(stdin_write, stack)
-            lines = await _reader(lines_read, MAX_LINE_BYTES, stack)
-            output = await _reader(output_read, TAIL_BYTES, stack)
+            lines = await pipe_reader(lines_read, MAX_LINE_BYTES, stack)
+            output = await pipe_reader(output_read, TAIL_BYTES, stack)
             process = await asyncio.create_subprocess_exec(
                 *command,
                 "--lines-fd",
@@ -254,7 +258,8 @@ async def _started(command: Sequence[str], environment: Mapping[str, str]) -> As
         yield child
 
 
-async def _reader(descriptor: int, limit: int, stack: contextlib.AsyncExitStack) -> asyncio.StreamReader:
+async def pipe_reader(descriptor: int, limit: int, stack: contextlib.AsyncExitStack) -> asyncio.StreamReader:
+    """Reads a pipe's end until the stack closes, whoever else holds the other."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=limit, loop=loop)
     transport, _ = await loop.connect_read_pipe(

@@ -6,6 +6,7 @@ service manager starts a whole daemon again, never a half one.
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 
@@ -21,6 +22,7 @@ from archaeologist.daemon.child import COMMAND
 from archaeologist.daemon.completion import Completion
 from archaeologist.daemon.executor import Executor
 from archaeologist.daemon.intake import Intake
+from archaeologist.daemon.notification import Notification, notifications
 from archaeologist.daemon.presence import Presence
 from archaeologist.daemon.pulse import Pulse
 from archaeologist.daemon.reconciliation import Reconciliation, stored_bytes
@@ -84,12 +86,18 @@ async def _serve(bus: Bus, settings: Settings, stop: asyncio.Event, *, pulse: Pu
     async def listen(stream: str, durable: str) -> None:
         await consume(bus, stream, durable, intake.handle, stop=stop, ensure=lambda: ensure(bus, settings))
 
+    async def tell(durable: str, notification: Notification) -> None:
+        await consume(
+            bus, subjects.BATTLE_LOG, durable, notification.handle, stop=stop, ensure=lambda: ensure(bus, settings)
+        )
+
     duties = (
         listen(subjects.CHECKPOINTS, subjects.INTAKE_CHECKPOINTS),
         listen(subjects.REQUESTS, subjects.INTAKE_REQUESTS),
         work(),
         _sweep(reconciliation, settings, stop),
         archive_daily(settings, stop),
+        *(tell(durable, teller) for durable, teller in notifications(settings.notify, os.environ).items()),
         presence.keep(stop, done),
         _end_with(bus, done),
         watch(lambda: executor.ticked_at, done),

@@ -28,7 +28,7 @@ async def test_everything_is_created_once_and_then_left_alone(bare: Bus, setting
     assert {change.action for change in created} == {"created"}
     assert {change.action for change in await ensure(bare, settings)} == {"unchanged"}
     kinds = [change.kind for change in created]
-    assert (kinds.count("stream"), kinds.count("bucket"), kinds.count("consumer")) == (5, 5, 8)
+    assert (kinds.count("stream"), kinds.count("bucket"), kinds.count("consumer")) == (5, 5, 10)
     assert await differences(bare, settings) == []
 
 
@@ -64,7 +64,7 @@ async def test_durables_follow_the_settings(bus: Bus, settings: Settings) -> Non
     )
     assert any("ack_wait is 0.6, it must be 7.0" in text for text in await differences(bus, shorter))
     updated = {change.name for change in await ensure(bus, shorter) if change.action == "updated"}
-    assert len(updated) == 8
+    assert len(updated) == 10
     assert await differences(bus, shorter) == []
     name = subjects.job_durable("layer_drift", "high")
     config = (await bus.jetstream.consumer_info(subjects.JOBS, name)).config

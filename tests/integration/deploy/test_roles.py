@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -147,10 +148,14 @@ async def test_jobs_are_asked_for_seen_refused_and_cancelled_over_http(
         assert (await client.get("/api/status")).json()["queue"]["layer_stats"] == {"waiting": 1, "in_flight": 1}
         refused = await client.post("/api/jobs", json={"hero_id": HERO, "campaign_id": CAMPAIGN, "checkpoint_step": 9})
         assert refused.json()["accepted"] is False
+        # What was refused is asked for again once its checkpoint is there.
+        write_checkpoint(folder.checkpoints / "checkpoint-9", seed=9)
+        again = await asyncio.to_thread(_command, guarded, root, "jobs", "requeue", "--all", "--json")
+        assert [letter["action"] for letter in json.loads(again)] == ["asked"]
         for job_id in (second, first):
             assert (await client.delete(f"/api/jobs/{job_id}")).status_code == 200
             await until_state(client, job_id, "cancelled")
-        assert len((await client.get("/api/jobs")).json()["jobs"]) == 2
+        assert len((await client.get("/api/jobs")).json()["jobs"]) == 3
         async with client.stream("GET", "/api/events", params={"last": 1}) as stream:
             lines = stream.aiter_lines()
             async with asyncio.timeout(PATIENCE_SECONDS):
@@ -232,10 +237,13 @@ MAY_PUBLISH: Final[dict[str, set[str]]] = {
         "$JS.API.STREAM.PURGE.ARCHAEOLOGIST_JOBS",
         "$JS.API.CONSUMER.MSG.NEXT.ARCHAEOLOGIST_JOBS.name",
         "$JS.ACK.ARCHAEOLOGIST_JOBS.name.1.1.1.1.0",
+        "$JS.ACK.BATTLE_LOG.name.1.1.1.1.0",
     },
     "web": {
         "analysis.requested",
         "analysis.cancelled",
+        *subjects.CHECKPOINTS_SUBJECTS,
+        f"$JS.API.STREAM.MSG.GET.{subjects.DEAD}",
         subjects.cancel_subject("key"),
         "$KV.archaeologist_jobs.key",
         *_LOOKS,
@@ -370,6 +378,13 @@ def test_without_a_certificate_the_server_for_other_machines_does_not_start(tmp_
     assert _trial(variables, "nats-server-tls.conf") == 0
     del variables[missing]
     assert _trial(variables, "nats-server-tls.conf") == 1
+
+
+def _command(guarded: Guarded, root: Path, *arguments: str) -> str:
+    """What a command of ours prints, given by a person with the key of web."""
+    variables = {**os.environ, **guarded.environment("web"), "ARCHAEOLOGIST_ROOT": str(root)}
+    command = [sys.executable, "-m", "archaeologist", *arguments]
+    return subprocess.run(command, env=variables, capture_output=True, check=True, timeout=60, text=True).stdout
 
 
 def _trial(environment: Mapping[str, str], name: str = "nats-server.conf") -> int:
