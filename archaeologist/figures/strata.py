@@ -22,6 +22,10 @@ HATCHED_UP_TO: Final = 2000
 """Cells below the resolution that are hatched one by one; more of them are only greyed."""
 DETAILED_UP_TO: Final = 20_000
 """Cells whose hover has a text of its own; beyond, it has the value."""
+DIGITS: Final = 4
+"""Of a number in the hover."""
+COLORS: Final = 512
+"""At least so many over the values of a large figure."""
 MOST_DECADES: Final = 6
 ALERT_MARKS: Final = {"warning": "triangle-up", "critical": "x"}
 ALERT_COLORS: Final = {"warning": "#b97a12", "critical": "#d2543c"}
@@ -72,11 +76,12 @@ def strata(
 def _heat(found: Grid, metric: Metric, names: list[str]) -> go.Heatmap:
     is_small = len(found.columns) <= GAPS_UP_TO
     is_detailed = found.values.size <= DETAILED_UP_TO
+    colored = _colored(found.values, metric)
     return go.Heatmap(
         x=[column.label for column in found.columns],
         y=names,
-        z=_single(_colored(found.values, metric)),
-        customdata=found.values if is_detailed else _single(found.values),
+        z=_single(colored if is_detailed else _stepped(colored)),
+        customdata=found.values if is_detailed else _single(_rounded(found.values)),
         text=_details(found) if is_detailed else None,
         hovertemplate="<b>%{y}</b><br>step %{x}<br>"
         f"{plain(metric.title)} %{{customdata:.4g}}" + ("%{text}<extra></extra>" if is_detailed else "<extra></extra>"),
@@ -108,6 +113,22 @@ def _limits(values: Floats, metric: Metric) -> tuple[float, float]:
     low, high = math.log10(positive.min()), math.log10(positive.max())
     low = max(low, high - MOST_DECADES)
     return (low, high) if high - low > 1e-9 else (low - 0.5, high + 0.5)  # noqa: PLR2004 -- one value only
+
+
+def _stepped(values: Floats) -> Floats:
+    """What is coloured in steps that no screen shows apart: of a power of two, so that the rest of each float is 0."""
+    known = values[np.isfinite(values)]
+    span = float(np.ptp(known)) if known.size else 0.0
+    step = 2.0 ** math.floor(math.log2(span / COLORS)) if span > 0 else 0.0
+    return np.round(values / step) * step if step > 0 else values
+
+
+def _rounded(values: Floats) -> Floats:
+    """To the digits that the hover shows."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        unit = 10.0 ** (np.floor(np.log10(np.abs(values))) - (DIGITS - 1))
+        found = np.round(values / unit) * unit
+    return np.where(np.isfinite(found), found, values)
 
 
 def _single(values: Floats) -> npt.NDArray[np.float32]:

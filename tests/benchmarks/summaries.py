@@ -151,9 +151,15 @@ class Campaign:
         l2, relative, cosine = (0.01 + self._random.random(3)).tolist()
         each = {
             tensor.removeprefix(f"{name}."): TensorDrift(
-                l2=l2, relative_l2=relative, cosine=cosine, one_minus_cosine=cosine, changed_fraction=0.9, max_change=l2
+                l2=l2 * part,
+                relative_l2=relative * part,
+                cosine=cosine,
+                one_minus_cosine=cosine * part,
+                changed_fraction=0.9 * part,
+                max_change=l2,
+                below_resolution=part < 0.1,
             )
-            for tensor in tensors
+            for tensor, part in zip(tensors, self._random.random(len(tensors)).tolist(), strict=True)
         }
         return LayerDriftStats(
             name=name,

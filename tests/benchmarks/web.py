@@ -34,6 +34,11 @@ PAGES: Final = {
     "stability": f"{BASE}/stability?hero_id={HERO}",
     "one artifact": f"{BASE}/layer_stats/200?hero_id={HERO}",
     "campaigns": "/api/campaigns",
+    "submodule_drift of one block": f"{BASE}/submodule_drift?hero_id={HERO}&layers=layers.3.",
+    "strata, 39 rows of blocks": f"{BASE}/figures/strata?hero_id={HERO}&metric=relative_l2",
+    "strata, 399 rows of submodules": f"{BASE}/figures/strata?hero_id={HERO}&metric=l2&rows=submodule",
+    "strata, the same by another metric": f"{BASE}/figures/strata?hero_id={HERO}&metric=relative_l2&rows=submodule",
+    "layer detail": f"{BASE}/figures/layer?hero_id={HERO}&block=model.layers.3",
 }
 
 

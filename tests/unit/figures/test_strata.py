@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from archaeologist.figures.grid import METRICS, MOST_COLUMNS, MOST_ROWS, grid, measured
-from archaeologist.figures.strata import HATCHED_UP_TO, strata
+from archaeologist.figures.strata import DETAILED_UP_TO, HATCHED_UP_TO, strata
 from contracts.artifacts import DriftTimeline, HealthAlert, HealthTimeline, LayerTimeline
 from tests.fixtures.summaries import BLOCKS, STEPS, WHOSE, Submodules, drift_timeline, health_timeline
 
@@ -126,6 +126,23 @@ def test_more_submodules_than_rows_share_them_and_the_largest_is_shown() -> None
     np.testing.assert_allclose(merged.values[:, 1:], found.column("l2")[1::2])
     title = strata("l2", timeline, health_timeline(owners), submodules=found).layout.title.text
     assert title.endswith("; 2 submodules a row, the largest value shown")
+
+
+def test_a_large_figure_is_rounded_to_what_is_seen() -> None:
+    chance = np.random.default_rng(3)
+    steps = tuple(range(1000))
+    numbers = {name: 10.0 ** chance.uniform(-6, 0, len(steps)) for name in BLOCKS * 6}
+    layers = {
+        f"{name}{place}": LayerTimeline(name=name, relative_l2=tuple(numbers[name].tolist()))
+        for place, name in enumerate(BLOCKS * 6)
+    }
+    timeline = DriftTimeline(**WHOSE, checkpoints=steps, layers=layers)
+    heat = trace(strata("relative_l2", timeline, HealthTimeline(**WHOSE)), "heatmap")
+    assert np.size(heat.z) > DETAILED_UP_TO
+    values = np.array([numbers[name] for name in BLOCKS * 6])
+    assert [f"{value:.4g}" for value in np.ravel(heat.customdata)] == [f"{value:.4g}" for value in values.ravel()]
+    assert np.abs(heat.z - np.log10(values)).max() <= 6 / 512
+    assert np.unique(heat.z).size >= 256
 
 
 def test_activations_are_not_rounded_with_the_weights() -> None:
