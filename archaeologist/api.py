@@ -25,6 +25,7 @@ import msgspec
 from archaeologist.analyses import known_analyses
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.artifacts.store import put_in_place, read_artifact, temporary_path
+from archaeologist.checkpoints.bases import examine_base, find_base
 from archaeologist.checkpoints.fingerprint import fingerprint
 from archaeologist.checkpoints.index import read_index
 from archaeologist.checkpoints.steps import step_of
@@ -81,6 +82,7 @@ def analyze(  # noqa: PLR0913 -- the options of the command, all by keyword
     checkpoint: str | Path,
     *,
     reference: str | Path | None = None,
+    base: str | Path | None = None,
     compute_activations: bool = True,
     compute_drift: bool = True,
     model_ref: str | None = None,
@@ -99,8 +101,9 @@ def analyze(  # noqa: PLR0913 -- the options of the command, all by keyword
     """Statistics of every block of a checkpoint, and its drift from a reference where one is named.
 
     Args:
-        checkpoint: A checkpoint's folder, or one ``.safetensors`` file.
+        checkpoint: A checkpoint's folder, or one weight file.
         reference: The checkpoint to compare with.
+        base: The model that an adapter was trained on, where its adapter_config.json names none that is here.
         compute_activations: Run the probes through the model.
         compute_drift: False: leave the reference out.
         model_ref: Recorded in the artifact.
@@ -125,6 +128,7 @@ def analyze(  # noqa: PLR0913 -- the options of the command, all by keyword
     job = layer_stats_job(
         checkpoint,
         reference=reference if compute_drift else None,
+        base=base,
         compute_activations=compute_activations,
         model_ref=model_ref,
         probes=probes,
@@ -153,6 +157,7 @@ def drift(
     base: str | Path,
     target: str | Path,
     *,
+    adapted: str | Path | None = None,
     metrics: Iterable[str] = DEFAULT_METRICS,
     threads: int = 0,
     output: str | Path | None = None,
@@ -164,6 +169,7 @@ def drift(
     Args:
         base: Where it came from.
         target: Where it went.
+        adapted: The model that an adapter among them was trained on, where its adapter_config.json names none here.
         metrics: Which of ``METRICS``; frobenius is l2 under its other name.
         threads: 0: one for each core.
         output: The artifact's file. None: nothing is written.
@@ -174,7 +180,7 @@ def drift(
         UsageError: A metric is not known.
         ArchaeologistError: A checkpoint cannot be read or compared; its class and ``code`` say why.
     """
-    job = layer_drift_job(base, target, metrics=metrics)
+    job = layer_drift_job(base, target, adapted=adapted, metrics=metrics)
     found = _run(excavate(job, threads=threads, output=output, progress=progress, cache=cache))
     return decode_layer_drift(found)
 
@@ -182,10 +188,11 @@ def drift(
 # Jobs.
 
 
-def layer_stats_job(
+def layer_stats_job(  # noqa: PLR0913 -- those of ``analyze``, all by keyword
     checkpoint: str | Path,
     *,
     reference: str | Path | None = None,
+    base: str | Path | None = None,
     compute_activations: bool = True,
     model_ref: str | None = None,
     probes: str = DEFAULT_PROBES,
@@ -212,11 +219,20 @@ def layer_stats_job(
         analyses=known_analyses(analyses),
     )
     return _job(
-        "layer_stats", target=side(checkpoint), reference=side(reference) if reference else None, options=options
+        "layer_stats",
+        target=side(checkpoint, adapted=base),
+        reference=side(reference, adapted=base) if reference else None,
+        options=options,
     )
 
 
-def layer_drift_job(base: str | Path, target: str | Path, *, metrics: Iterable[str] = DEFAULT_METRICS) -> Job:
+def layer_drift_job(
+    base: str | Path,
+    target: str | Path,
+    *,
+    adapted: str | Path | None = None,
+    metrics: Iterable[str] = DEFAULT_METRICS,
+) -> Job:
     """The job that ``drift`` runs.
 
     Raises:
@@ -224,7 +240,9 @@ def layer_drift_job(base: str | Path, target: str | Path, *, metrics: Iterable[s
         CheckpointError: A checkpoint cannot be read, with the code that says why.
     """
     options = JobOptions(compute_activations=False, compute_drift=True, metrics=known_metrics(metrics))
-    return _job("layer_drift", target=side(target), reference=side(base), options=options)
+    return _job(
+        "layer_drift", target=side(target, adapted=adapted), reference=side(base, adapted=adapted), options=options
+    )
 
 
 def known_metrics(names: Iterable[str]) -> tuple[DriftMetric, ...]:
@@ -252,15 +270,29 @@ def known_device(name: str) -> str:
     return name
 
 
-def side(path: str | Path) -> Side:
+def side(path: str | Path, *, adapted: str | Path | None = None) -> Side:
     """A checkpoint as one side of a job. A step that nothing tells is 0: only the daemon insists on one.
+
+    Args:
+        path: The checkpoint's.
+        adapted: The base model of an adapter; by default the one that its configuration names, if it is there.
 
     Raises:
         CheckpointError: It cannot be read, with the code that says why.
     """
     index = read_index(Path(path).expanduser(), allowed=ANYWHERE)
+    found = None
+    if index.adapter and adapted is not None:
+        found = examine_base(Path(adapted).expanduser(), allowed=ANYWHERE)
+    elif index.adapter and index.adapter.base:
+        found = find_base(index, [Path(index.adapter.base)], allowed=ANYWHERE)
     return Side(
-        path=index.path, step=step_of(Path(index.path)) or 0, read_path=index.path, fingerprint=fingerprint(index)
+        path=index.path,
+        step=step_of(Path(index.path)) or 0,
+        read_path=index.path,
+        fingerprint=fingerprint(index),
+        base_path=found.path if found else None,
+        base_fingerprint=found.fingerprint if found else None,
     )
 
 

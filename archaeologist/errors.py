@@ -172,6 +172,12 @@ class BlockMismatch(CheckpointError):
     code = "block_mismatch"
 
 
+class AdapterBaseUnfit(CheckpointError):
+    """What is asked of an adapter needs its base model, which was not found or is another."""
+
+    code = "adapter_base_unfit"
+
+
 class ModelUnsupported(CheckpointError):
     """The model cannot be run, so its activations are not computed; weights and drift are."""
 

@@ -44,7 +44,8 @@ def job_key(
 
 
 def _identity(side: Side) -> dict[str, str | int]:
-    return {"path": side.path, "step": side.step, "fingerprint": side.fingerprint}
+    found: dict[str, str | int] = {"path": side.path, "step": side.step, "fingerprint": side.fingerprint}
+    return found if side.base_fingerprint is None else {**found, "base": side.base_fingerprint}
 
 
 def as_named(text: str, job: Job) -> str:

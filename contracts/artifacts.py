@@ -450,6 +450,8 @@ class Comparison(Struct, frozen=True, kw_only=True):
     """Name → "target shape against reference shape"."""
     dtype_differs: dict[str, str] = {}
     """Compared all the same, by value."""
+    compared_as: str = ""
+    """What was compared with what, in words, where one or both are adapters."""
 
 
 class SketchInfo(Struct, frozen=True, kw_only=True):
@@ -470,6 +472,34 @@ class Versions(Struct, frozen=True, kw_only=True):
     numba: str | None = None
     torch: str | None = None
     transformers: str | None = None
+
+
+class AdapterChange(Struct, frozen=True, kw_only=True):
+    """What an adapter does to one weight."""
+
+    rank: int
+    scaling: float
+    """s in s·B·A."""
+    l2: float | None = None
+    """Norm of s·B·A, from r by r Gram matrices."""
+
+
+class AdapterInfo(Struct, frozen=True, kw_only=True):
+    """The adapter that a checkpoint holds."""
+
+    base_named: str | None = None
+    """The base model as adapter_config.json names it."""
+    base_path: str | None = None
+    """Where it was found; null: it was not, and nothing that needs it was computed."""
+    base_fingerprint: str | None = None
+    starts_from: str | None = None
+    """``pissa`` for instance: A and B began as a part of the base's weights."""
+    changes: dict[str, AdapterChange] = {}
+    """By the weight's canonical name."""
+
+
+Subject = Literal["model", "adapter_change", "adapted_model"]
+"""What statistics are of: a model's weights; the change s·B·A that an adapter makes; its base's weights with it."""
 
 
 class LayerStats(Struct, frozen=True, kw_only=True):
@@ -508,6 +538,9 @@ class LayerStats(Struct, frozen=True, kw_only=True):
     reference_fingerprint: str | None = None
     architecture: str | None = None
     """First of the ``architectures`` in the checkpoint's config.json."""
+    subject: Subject = "model"
+    """What ``weight_stats`` and ``drift_stats`` are of; activations are always a model's."""
+    adapter: AdapterInfo | None = None
     coverage: Coverage
     reference_coverage: Coverage | None = None
     comparison: Comparison | None = None
@@ -557,6 +590,10 @@ class LayerDrift(Struct, frozen=True, kw_only=True):
     job_id: str
     base_fingerprint: str
     target_fingerprint: str
+    target_subject: Subject = "model"
+    base_subject: Subject = "model"
+    adapter: AdapterInfo | None = None
+    """The target's."""
     base_coverage: Coverage
     target_coverage: Coverage
     comparison: Comparison

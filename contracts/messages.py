@@ -131,6 +131,9 @@ class Side(Struct, frozen=True, kw_only=True):
     """Where the bytes are read: the pin, or ``path`` itself."""
     fingerprint: str
     """Hash of sizes, headers and sampled bytes."""
+    base_path: str | None = None
+    """Of an adapter: where its base model is read; null where that was not found."""
+    base_fingerprint: str | None = None
 
 
 class JobOptions(Struct, frozen=True, kw_only=True):

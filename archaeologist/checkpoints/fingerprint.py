@@ -4,8 +4,9 @@ Made of sizes, header hashes and sampled bytes, so it costs a few milliseconds i
 same content has the same one in every folder, at every time, hard-linked or copied, whatever its files are called.
 
 Not detected: a change of bytes that no sample touches (a tensor of up to some 4 KB is sampled whole or nearly, a
-large one at up to 16 places), a change in a tensor that is not read, and anything outside the weight files:
-config.json, the tokenizer. It is no defence against somebody who wants two checkpoints to look alike.
+large one at up to 16 places), a change in a tensor that is not read, and anything outside the weight files
+(config.json, the tokenizer) but the scaling of an adapter. It is no defence against somebody who wants two checkpoints
+to look alike.
 """
 
 import contextlib
@@ -38,6 +39,9 @@ def fingerprint(index: CheckpointIndex, reader: Reader | None = None) -> str:
     for entry in index.tensors.values():
         if entry.size:
             by_file[entry.file].append(entry)
+    for change in index.adapter.changes if index.adapter else ():
+        # Of an adapter's configuration what gives its factors another meaning.
+        digest.update(f"{change.weight} {change.scaling!r} {change.is_transposed}\n".encode())
     with Reader(index) if reader is None else contextlib.nullcontext(reader) as files:
         for file, entries in by_file.items():
             digest.update(f"{index.files[file]} {index.headers[file]}\n".encode())

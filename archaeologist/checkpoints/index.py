@@ -13,8 +13,9 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from archaeologist.checkpoints import adapter as adapters
 from archaeologist.checkpoints.header import DTYPE_BITS, Header, StoredTensor, read_header, shown
-from archaeologist.checkpoints.layout import Format, Layout, find_layout, inside, resolved
+from archaeologist.checkpoints.layout import SAFETENSORS, Format, Layout, find_layout, inside, resolved
 from archaeologist.checkpoints.torch_file import read_torch_header
 from archaeologist.errors import (
     CheckpointEmpty,
@@ -62,6 +63,8 @@ class CheckpointIndex(Struct, frozen=True, kw_only=True):
     path: str
     """Resolved: the folder, or the file where a single file was named."""
     format: Format = "safetensors"
+    adapter: adapters.Adapter | None = None
+    """What the factors among the tensors mean, in an adapter's checkpoint."""
     tensors: dict[str, TensorEntry]
     skipped: dict[str, str] = {}
     """Tensors that are stored but not read, each with the reason."""
@@ -106,7 +109,7 @@ def read_index(path: Path, *, allowed: Sequence[Path] = ()) -> CheckpointIndex:
         HeaderInvalid: A weight file breaks the format.
         PickleRefused: A weight file's pickle names what is no tensor.
         DtypeUnsupported: Weights have a dtype that is not read.
-        ConfigInvalid: config.json is there and is not what it must be.
+        ConfigInvalid: config.json or adapter_config.json is not what it must be.
         PathOutsideRoot: A link leads out of the folder and of what is allowed.
         CheckpointError: The file system refuses to read it.
     """
@@ -124,6 +127,7 @@ def read_index(path: Path, *, allowed: Sequence[Path] = ()) -> CheckpointIndex:
     return CheckpointIndex(
         path=str(found),
         format=layout.format,
+        adapter=_adapter(layout, sorted_out, roots) if layout.format == "adapter" else None,
         tensors=sorted_out.tensors,
         skipped=sorted_out.skipped,
         skipped_bytes=sorted_out.skipped_bytes,
@@ -134,6 +138,11 @@ def read_index(path: Path, *, allowed: Sequence[Path] = ()) -> CheckpointIndex:
 
 
 # Tensors.
+
+
+def _adapter(layout: Layout, found: "_SortedOut", roots: Sequence[Path]) -> adapters.Adapter:
+    config = inside(layout.folder, adapters.CONFIG, roots)
+    return adapters.read_adapter(config, {name: entry.shape for name, entry in found.tensors.items()})
 
 
 class _WeightFile(NamedTuple):
@@ -161,7 +170,7 @@ def _read_weight_file(layout: Layout, name: str) -> _WeightFile:
     try:
         with opened(layout.files[name]) as descriptor:
             size = os.fstat(descriptor).st_size
-            read = read_header if layout.format == "safetensors" else read_torch_header
+            read = read_header if name.endswith(SAFETENSORS) else read_torch_header
             return _WeightFile(read(descriptor, file=label, size=size), size)
     except OSError as error:
         msg = f"file {label!r} cannot be read: {error.strerror}; give this user the right to read it, or copy it again"

@@ -30,6 +30,7 @@ SHARDED: Final = "model.safetensors.index.json"
 TORCH_SINGLE: Final = "pytorch_model.bin"
 TORCH_SHARDED: Final = "pytorch_model.bin.index.json"
 
+ADAPTERS: Final = ("adapter_model.safetensors", "adapter_model.bin")
 SAFETENSORS: Final = ".safetensors"
 TORCH_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt")
 """Of files that ``torch.save`` wrote."""
@@ -41,7 +42,6 @@ TRAINER_FILES: Final = ("optimizer*", "scheduler*", "rng_state*", "scaler*", "tr
 _LONGEST_FILE_NAME: Final = 255
 
 _INSTEAD: Final = (
-    (("adapter_model.*",), "a PEFT adapter", "merge it into its base model (merge_and_unload) and analyse that"),
     (("model-*-of-*.safetensors",), "shards without their index", f"copy {SHARDED} beside them"),
     (("pytorch_model-*-of-*.bin",), "shards without their index", f"copy {TORCH_SHARDED} beside them"),
     (("pytorch_model_fsdp*",), "FSDP shards", "join them with 'accelerate merge-weights'"),
@@ -55,7 +55,7 @@ _INSTEAD: Final = (
 """What lies in a folder instead of weights that are read: patterns, kind, remedy. The first that matches is named."""
 
 
-Format = Literal["safetensors", "pytorch"]
+Format = Literal["safetensors", "pytorch", "adapter"]
 
 
 class Layout(Struct, frozen=True, kw_only=True):
@@ -99,6 +99,9 @@ def find_layout(found: Path, roots: Sequence[Path]) -> Layout:
             weight_map = _read_weight_map(inside(found, sharded, roots), suffix=Path(single).suffix)
             files = {name: inside(found, name, roots) for name in sorted(set(weight_map.values()))}
             return Layout(folder=found, format=_format(single), files=files, weight_map=weight_map)
+    for name in ADAPTERS:
+        if os.path.lexists(found / name):
+            return Layout(folder=found, format="adapter", files={name: inside(found, name, roots)})
     raise _no_weights(found)
 
 

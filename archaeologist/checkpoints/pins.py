@@ -19,6 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from archaeologist.checkpoints.adapter import CONFIG as ADAPTER_CONFIG
 from archaeologist.checkpoints.header import shown
 from archaeologist.checkpoints.index import CONFIG
 from archaeologist.checkpoints.layout import (
@@ -259,7 +260,7 @@ def _files(source: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _is_needed(name: str) -> bool:
-    return name in {CONFIG, SHARDED, TORCH_SHARDED} or name.endswith(WEIGHT_SUFFIXES)
+    return name in {CONFIG, ADAPTER_CONFIG, SHARDED, TORCH_SHARDED} or name.endswith(WEIGHT_SUFFIXES)
 
 
 def _folders(pins: Path) -> list[os.DirEntry[str]]:

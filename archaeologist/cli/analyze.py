@@ -19,9 +19,13 @@ Threads = Annotated[
 
 
 def analyze(  # noqa: PLR0917 -- the options of the command
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint's folder or one .safetensors file.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint's folder or one weight file.")],
     reference: Annotated[
         Path | None, typer.Option("--reference", help="The checkpoint to compare with.", metavar="CHECKPOINT")
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option("--base", help="The model that an adapter was trained on.", metavar="CHECKPOINT"),
     ] = None,
     activations: Annotated[
         bool, typer.Option("--activations/--no-activations", help="Run the probes through the model.")
@@ -62,6 +66,7 @@ def analyze(  # noqa: PLR0917 -- the options of the command
     job = api.layer_stats_job(
         checkpoint,
         reference=reference if drift else None,
+        base=base,
         compute_activations=activations,
         probes=probes or settings.activations.probes,
         probes_folder=options.probes_folder,
@@ -82,6 +87,10 @@ def analyze(  # noqa: PLR0917 -- the options of the command
 def drift(
     base: Annotated[Path, typer.Argument(help="The checkpoint that it came from.")],
     target: Annotated[Path, typer.Argument(help="The checkpoint that it went to.")],
+    adapted: Annotated[
+        Path | None,
+        typer.Option("--adapted", help="The model that an adapter among them was trained on.", metavar="CHECKPOINT"),
+    ] = None,
     metrics: Annotated[
         str, typer.Option("--metrics", help="Of l2, cosine and frobenius, with commas.", metavar="NAMES")
     ] = "l2,cosine",
@@ -96,7 +105,7 @@ def drift(
 
     settings = read_settings(config=config)
     names = [name.strip() for name in metrics.split(",")]
-    job = api.layer_drift_job(base, target, metrics=names)
+    job = api.layer_drift_job(base, target, adapted=adapted, metrics=names)
     found = _excavate(job, threads=settings.worker.threads if threads is None else threads, output=output)
     if as_json:
         _print_bytes(found)

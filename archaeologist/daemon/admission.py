@@ -121,7 +121,8 @@ class Admission:
     def _locate(self, folder: CampaignFolder, path: str | None, step: int | None) -> locating.Located:
         """Blocking: resolve, read the index, fingerprint, pin."""
         found, known_step = locating.resolve(self._settings, folder, path=path, step=step)
-        side = locating.examine(found, known_step, settings=self._settings)
+        base = self._settings.policy_for(folder.hero_id, folder.campaign_id).base
+        side = locating.examine(found, known_step, settings=self._settings, base=base)
         return locating.pinned(side, folder, settings=self._settings, reason=self._pins.reason_for_none())
 
     def _options(self, request: AnalysisRequested, *, has_reference: bool) -> JobOptions:
@@ -231,7 +232,7 @@ class Admission:
             except ArchaeologistError:
                 continue
             if side.fingerprint == earlier.fingerprint:
-                return side
+                return replace(side, base_path=earlier.base_path, base_fingerprint=earlier.base_fingerprint)
         return None
 
     # The record and the queue.

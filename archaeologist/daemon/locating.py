@@ -3,17 +3,20 @@
 Blocking file work without the bus; admission calls it in a thread.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from archaeologist.artifacts.paths import CampaignFolder
+from archaeologist.checkpoints.bases import find_base
 from archaeologist.checkpoints.fingerprint import fingerprint
-from archaeologist.checkpoints.index import read_index
+from archaeologist.checkpoints.index import CheckpointIndex, read_index
 from archaeologist.checkpoints.pins import pin, pin_name, renew
 from archaeologist.checkpoints.steps import step_of
-from archaeologist.errors import CheckpointMissing, PinImpossible, StepUnknown
+from archaeologist.errors import CheckpointMissing, PathOutsideRoot, PinImpossible, StepUnknown
 from archaeologist.paths import resolve_under
 from archaeologist.settings import PathMapping, Settings
 from contracts.messages import Side
@@ -58,7 +61,9 @@ def mapped(path: str, mappings: tuple[PathMapping, ...]) -> str:
     return str(PurePosixPath(mapping.to) / pure.relative_to(mapping.source))
 
 
-def examine(path: Path, step: int, *, settings: Settings, recorded: Path | None = None) -> Side:
+def examine(
+    path: Path, step: int, *, settings: Settings, recorded: Path | None = None, base: str | None = None
+) -> Side:
     """A checkpoint's side of a job: index read, content fingerprinted.
 
     Args:
@@ -66,12 +71,31 @@ def examine(path: Path, step: int, *, settings: Settings, recorded: Path | None 
         step: Its step.
         settings: For the allowed roots of symbolic links inside the folder.
         recorded: Its path as the artifact names it; ``path`` by default.
+        base: Where the settings say that an adapter's base lies; else where its own configuration says, if allowed.
 
     Raises:
         CheckpointError: It cannot be read, with the code that says why.
     """
     index = read_index(path, allowed=settings.allowed_roots)
-    return Side(path=str(recorded or path), step=step, read_path=str(path), fingerprint=fingerprint(index))
+    found = find_base(index, _bases(index, base, settings), allowed=settings.allowed_roots)
+    return Side(
+        path=str(recorded or path),
+        step=step,
+        read_path=str(path),
+        fingerprint=fingerprint(index),
+        base_path=found.path if found else None,
+        base_fingerprint=found.fingerprint if found else None,
+    )
+
+
+def _bases(index: CheckpointIndex, named: str | None, settings: Settings) -> Iterator[Path]:
+    """Where an adapter's base may lie: where the operator says, and under an allowed root where the adapter says."""
+    if named is not None:
+        yield Path(named).expanduser()
+    told = index.adapter.base if index.adapter else None
+    if told is not None and Path(mapped(told, settings.paths)).is_absolute():
+        with contextlib.suppress(PathOutsideRoot):
+            yield resolve_under(Path(mapped(told, settings.paths)), settings.allowed_roots)
 
 
 def here(side: Side, settings: Settings) -> Side:
@@ -115,7 +139,7 @@ def pinned(side: Side, folder: CampaignFolder, *, settings: Settings, reason: st
         if settings.pins.when_impossible == "refuse":
             raise
         return Located(side, (str(error),))
-    return Located(Side(path=side.path, step=side.step, read_path=str(held), fingerprint=side.fingerprint))
+    return Located(replace(side, read_path=str(held)))
 
 
 def _pin_there(side: Side, folder: CampaignFolder, name: str, *, reason: str) -> Path:

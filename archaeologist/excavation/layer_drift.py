@@ -49,6 +49,9 @@ def excavate(excavation: Excavation, on_progress: OnProgress) -> tuple[LayerDrif
         job_id=job.job_id,
         base_fingerprint=base.fingerprint,
         target_fingerprint=job.target.fingerprint,
+        target_subject=found.subject,
+        base_subject=found.reference_subject,
+        adapter=found.adapter,
         base_coverage=found.plan.reference_coverage
         or Coverage(tensors_listed=0, tensors_read=0, bytes_listed=0, bytes_read=0),
         target_coverage=found.plan.coverage,

@@ -59,6 +59,8 @@ def excavate(excavation: Excavation, on_progress: OnProgress) -> tuple[LayerStat
         fingerprint=job.target.fingerprint,
         reference_fingerprint=reference.fingerprint if reference else None,
         architecture=found.architecture,
+        subject=found.subject,
+        adapter=found.adapter,
         coverage=found.plan.coverage,
         reference_coverage=found.plan.reference_coverage,
         comparison=found.plan.comparison,

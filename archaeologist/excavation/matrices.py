@@ -55,7 +55,7 @@ class _Source(Struct, frozen=True, kw_only=True):
         height, width = self.entry.shape
         if self.at_hand is not None:
             stored = self.at_hand.reshape(height, width, -1)[rows, columns]
-            return _decoded(np.ascontiguousarray(stored), self.entry.dtype)
+            return decoded(np.ascontiguousarray(stored), self.entry.dtype)
         size = WIDTHS[self.entry.dtype]
         first, last = rows.start or 0, height if rows.stop is None else rows.stop
         left, right = columns.start or 0, width if columns.stop is None else columns.stop
@@ -64,7 +64,7 @@ class _Source(Struct, frozen=True, kw_only=True):
         count = 1 if right - left == width else last - first
         for part, row in zip(np.split(found, count), range(first, last), strict=False):
             self.reader.read(self.entry, (row * width + left) * size, part.reshape(-1).data)
-        return _decoded(found, self.entry.dtype)
+        return decoded(found, self.entry.dtype)
 
 
 class Matrices:
@@ -226,7 +226,7 @@ def _slices(source: _Source, less: _Source | None) -> Iterator[Floats]:
         yield values if is_tall else values.T
 
 
-def _decoded(stored: Bytes, dtype: str) -> Floats:
+def decoded(stored: Bytes, dtype: str) -> Floats:
     """(rows, columns, bytes of a value) → float64, exact."""
     if dtype == "BF16":
         bits = stored.view(np.uint16)[..., 0].astype(np.uint32) << np.uint32(16)

@@ -4,6 +4,7 @@ Decides when a reference is left out: one that nobody named explicitly and that 
 warning, not the job.
 """
 
+import collections
 import contextlib
 import platform
 import sys
@@ -19,21 +20,25 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from archaeologist import __version__
-from archaeologist.checkpoints.fingerprint import fingerprint
-from archaeologist.checkpoints.index import CheckpointIndex, read_index
+from archaeologist.checkpoints.index import CheckpointIndex
 from archaeologist.checkpoints.names import expert_of, is_bias
-from archaeologist.checkpoints.reader import Pace, Reader
-from archaeologist.errors import (
-    ArchaeologistError,
-    CheckpointChanged,
-    CheckpointError,
-    NothingComparable,
-    TemporaryError,
-)
+from archaeologist.checkpoints.reader import Pace
+from archaeologist.errors import ArchaeologistError, CheckpointError, NothingComparable, TemporaryError
 from archaeologist.excavation.forward.way import GpuGaveUpError, Way
 from archaeologist.excavation.matrices import Matrices
-from archaeologist.excavation.plan import Plan, PlannedBlock, Ties, find_ties, plan_walk
+from archaeologist.excavation.plan import Plan, PlannedBlock, plan_walk
 from archaeologist.excavation.sketch_file import SketchFile
+from archaeologist.excavation.subjects import (
+    Opened,
+    Subjects,
+    What,
+    choose,
+    described,
+    exact,
+    open_reference,
+    open_side,
+    runnable,
+)
 from archaeologist.excavation.walk import BlockResult, OnProgress, ReferenceUnreadableError, Walk
 from archaeologist.findings import analysis
 from archaeologist.findings.movement import compared, resolution
@@ -45,6 +50,7 @@ from archaeologist.statistics.experts import expert_drift, expert_weights
 from archaeologist.statistics.sketch import SketchHeader
 from archaeologist.statistics.weights import block_weights, global_weights, growth_of
 from contracts.artifacts import (
+    AdapterInfo,
     Alert,
     GlobalDriftStats,
     GlobalWeightStats,
@@ -59,19 +65,14 @@ if TYPE_CHECKING:
     from archaeologist.excavation.forward.probing import Probing
 
 
-class Opened(Struct, frozen=True, kw_only=True):
-    """A checkpoint, open for reading and known to be the one that the job means."""
-
-    index: CheckpointIndex
-    reader: Reader
-    ties: Ties
-
-
 class Survey(Struct, frozen=True, kw_only=True):
     """Everything that the walk found out."""
 
     plan: Plan
     architecture: str | None
+    subject: What = "model"
+    reference_subject: What = "model"
+    adapter: AdapterInfo | None = None
     weights: dict[str, LayerWeightStats]
     global_weights: GlobalWeightStats
     drift: dict[str, LayerDriftStats] = {}
@@ -134,17 +135,15 @@ def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgr
     with contextlib.ExitStack() as files:
         rate = excavation.neighbour.read_mb_per_second * 1e6
         pace = Pace(rate) if rate else None
-        target = _open(excavation.job.target, files, excavation, pace)
-        theirs = _open_reference(reference, files, excavation, pace) if reference else None
-        plan = plan_walk(
-            target.index,
-            ties=target.ties,
-            reference=theirs.index if theirs else None,
-            reference_ties=theirs.ties if theirs else None,
-        )
-        _check_comparable(plan)
-        opened = time.perf_counter()
-        probing, reason = _probing(excavation, target, theirs, files, way=way)
+        opened = open_side(excavation.job.target, files, excavation, pace)
+        opened_reference = open_reference(reference, files, excavation, pace) if reference else None
+        subjects = choose(opened, opened_reference)
+        target, theirs = subjects.target, subjects.reference
+        plan = _planned(subjects)
+        ready = time.perf_counter()
+        probing, reason = _probing(excavation, opened, opened_reference, files, way=way)
+        # The walk's bytes are the model's own only where both sides are models; an adapter is run after the walk.
+        is_lockstep = opened.index.adapter is None and not (opened_reference and opened_reference.index.adapter)
         built = time.perf_counter()
         matrices = Matrices(
             excavation.job.options.analyses,
@@ -159,22 +158,29 @@ def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgr
             reference=theirs.reader if theirs else None,
             threads=excavation.threads,
             has_sketch=excavation.sketch_path is not None,
-            kept_blocks=matrices.needed() | (probing.needed() if probing else frozenset()),
+            kept_blocks=matrices.needed() | (probing.needed() if probing and is_lockstep else frozenset()),
             on_progress=on_progress,
         )
         # Closed here whoever ends it: the walk's threads read the files, and a sketch is removed after an error.
         walked_blocks = files.enter_context(contextlib.closing(walk.blocks()))
         sketched = files.enter_context(contextlib.closing(_sketched(walked_blocks, plan, excavation)))
-        blocks = matrices.through(sketched)
-        found = _collect(plan, target.index, probing.through(blocks) if probing else blocks)
+        blocks = exact(matrices.through(sketched), subjects)
+        found = _collect(plan, target.index, probing.through(blocks) if probing and is_lockstep else blocks)
+        if probing and not is_lockstep:
+            collections.deque(probing.through(iter(())), maxlen=0)
         walked = time.perf_counter()
         forward = probing.found() if probing else reason
-        _check_unwritten(target, theirs)
-    stages = {"load": loaded - started, "open": opened - loaded, "walk": walked - built, **walk.timings()}
+        opened.check_unwritten()
+        if opened_reference is not None:
+            _check_unwritten(opened_reference)
+    stages = {"load": loaded - started, "open": ready - loaded, "walk": walked - built, **walk.timings()}
     if probing:
-        stages |= {"model": built - opened, "head": time.perf_counter() - walked}
+        stages |= {"model": built - ready, "head": time.perf_counter() - walked}
     return replace(
         found,
+        subject=target.what,
+        reference_subject=theirs.what if theirs else "model",
+        adapter=described(opened, target),
         weights=matrices.in_weights(found.weights),
         drift=matrices.in_drift(found.drift),
         not_computed=matrices.not_computed,
@@ -194,22 +200,28 @@ def _probing(
         return None, None
     # Importing torch takes seconds and 200 MB: only now, and not for what is missing anyway.
     from archaeologist.excavation.forward.found import Found  # noqa: PLC0415
-    from archaeologist.excavation.forward.tokens import find_tokenizer  # noqa: PLC0415
+    from archaeologist.excavation.forward.tokens import find_tokenizer, has_tokenizer  # noqa: PLC0415
+
+    def tokenizer_folder(opened: Opened, model: Opened) -> Path:
+        """An adapter's own tokenizer, else its base's."""
+        return opened.folder if has_tokenizer(opened.folder) else model.folder
 
     options = excavation.activations
     fallback = Path(options.tokenizer_path) if options.tokenizer_path else None
     folder = Path(options.probes_folder) if options.probes_folder else None
     try:
         probes = load(job.options.probe_dataset or DEFAULT_PROBES, folder=folder)
-        find_tokenizer(Path(job.target.read_path), fallback=fallback)
+        model = runnable(target)
+        find_tokenizer(tokenizer_folder(target, model), fallback=fallback)
         from archaeologist.excavation.forward.probing import Checkpoint, Probing  # noqa: PLC0415
 
-        sides = [
-            Checkpoint(folder=Path(side.read_path), index=opened.index, reader=opened.reader)
-            for side, opened in ((job.target, target), (job.reference, reference))
-            if side is not None and opened is not None
-        ]
-        probing = Probing(excavation, probes, sides[0], sides[1] if len(sides) > 1 else None, way=way)
+        def runs(opened: Opened) -> Checkpoint:
+            made = runnable(opened)
+            tokenizer = tokenizer_folder(opened, made)
+            return Checkpoint(folder=made.folder, tokenizer=tokenizer, index=made.index, reader=made.reader)
+
+        beside = (lambda: runs(reference)) if reference else None
+        probing = Probing(excavation, probes, runs(target), beside, way=way)
     except TemporaryError:
         raise
     except ArchaeologistError as error:
@@ -220,33 +232,25 @@ def _probing(
     return files.enter_context(probing), None
 
 
-def _open(side: Side, files: contextlib.ExitStack, excavation: Excavation, pace: Pace | None) -> Opened:
-    # Where links may lead was decided by whoever made the job; that they still lead there, the fingerprint says.
-    index = read_index(Path(side.read_path), allowed=(Path("/"),))
-    # Opened first: whatever is written from now on is noticed, at the end at the latest.
-    reader = files.enter_context(Reader(index, drop_page_cache=excavation.drop_page_cache, pace=pace))
-    if (found := fingerprint(index, reader)) != side.fingerprint:
-        changed = f"has fingerprint {found} and had {side.fingerprint} when the job was made"
-        msg = f"checkpoint {side.path!r} {changed}; a checkpoint must not change: request it again"
-        raise CheckpointChanged(msg)
-    return Opened(index=index, reader=reader, ties=find_ties(index, reader))
+def _planned(subjects: Subjects) -> Plan:
+    theirs = subjects.reference
+    plan = plan_walk(
+        subjects.target.index,
+        ties=subjects.target.ties,
+        reference=theirs.index if theirs else None,
+        reference_ties=theirs.ties if theirs else None,
+    )
+    _check_comparable(plan)
+    if plan.comparison is None:
+        return plan
+    return replace(plan, comparison=replace(plan.comparison, compared_as=subjects.compared_as))
 
 
-def _open_reference(side: Side, files: contextlib.ExitStack, excavation: Excavation, pace: Pace | None) -> Opened:
+def _check_unwritten(reference: Opened) -> None:
     try:
-        return _open(side, files, excavation, pace)
+        reference.check_unwritten()
     except CheckpointError as error:
         raise ReferenceUnreadableError from error
-
-
-def _check_unwritten(target: Opened, reference: Opened | None) -> None:
-    """Numbers of two states of a checkpoint, mixed, are no analysis of either."""
-    target.reader.check_unwritten()
-    if reference is not None:
-        try:
-            reference.reader.check_unwritten()
-        except CheckpointChanged as error:
-            raise ReferenceUnreadableError from error
 
 
 def _check_comparable(plan: Plan) -> None:

@@ -6,7 +6,7 @@ Whatever cannot be computed is named with its reason in ``not_computed``; weight
 import contextlib
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Self
 
@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from archaeologist.checkpoints.index import CheckpointIndex
 from archaeologist.checkpoints.reader import Reader
-from archaeologist.errors import ArchaeologistError, GpuMemoryShort, ModelUnsupported
+from archaeologist.errors import ArchaeologistError, CheckpointError, GpuMemoryShort, ModelUnsupported
 from archaeologist.excavation.forward import device
 from archaeologist.excavation.forward.activations import ActivationStatistics
 from archaeologist.excavation.forward.attention import Attention
@@ -44,6 +44,9 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     """An open checkpoint and the folder it was opened in."""
 
     folder: Path
+    """With config.json."""
+    tokenizer: Path
+    """Where the tokenizer is looked for."""
     index: CheckpointIndex
     reader: Reader
 
@@ -52,7 +55,13 @@ class Probing:
     """The probes on their way through the models; a context manager."""
 
     def __init__(
-        self, excavation: Excavation, probes: ProbeSet, target: Checkpoint, reference: Checkpoint | None, *, way: Way
+        self,
+        excavation: Excavation,
+        probes: ProbeSet,
+        target: Checkpoint,
+        open_reference: Callable[[], Checkpoint] | None,
+        *,
+        way: Way,
     ) -> None:
         """Builds the models without their weights, tokenizes the probes, and decides where the models run.
 
@@ -60,7 +69,7 @@ class Probing:
             excavation: The job.
             probes: What is run.
             target: The checkpoint under analysis.
-            reference: Run beside it, where there is one.
+            open_reference: Gives what is run beside it, where there is one, or raises why it cannot be.
             way: What earlier tries have left.
 
         Raises:
@@ -78,12 +87,13 @@ class Probing:
         self._model = self._built(target)
         self._tokens = tokenize(
             self._probes,
-            target.folder,
+            target.tokenizer,
             fallback=Path(options.tokenizer_path) if options.tokenizer_path else None,
             max_tokens=excavation.job.options.max_probe_tokens or MAX_PROBE_TOKENS,
             vocabulary=_vocabulary(self._model),
             positions=getattr(self._model.model.config, "max_position_embeddings", None),
         )
+        reference = self._opened(open_reference) if open_reference else None
         theirs = self._reference_model(reference) if reference else None
         self._choose([self._model, *([theirs] if theirs else [])], way)
         batches = [_batch(self._tokens, numbers) for numbers in self._tokens.batches]
@@ -257,6 +267,13 @@ class Probing:
             **kept,
         )
 
+    def _opened(self, open_reference: Callable[[], Checkpoint]) -> Checkpoint | None:
+        try:
+            return open_reference()
+        except CheckpointError as error:
+            self._not_computed["functional_drift"] = f"the reference cannot be run: {error}"
+            return None
+
     def _reference_model(self, reference: Checkpoint) -> Skeleton | None:
         try:
             model = self._built(reference)
@@ -269,10 +286,10 @@ class Probing:
                 f"the reference's vocabulary has {sizes}; compare models with one tokenizer"
             )
             return None
-        if not is_same_tokenizer(Path(self._tokens.path), reference.folder, self._probes):
+        if not is_same_tokenizer(Path(self._tokens.path), reference.tokenizer, self._probes):
             self._not_computed["functional_drift"] = (
-                f"the tokenizer in {str(reference.folder)!r} gives other tokens than the target's; compare models with"
-                " one tokenizer"
+                f"the tokenizer in {str(reference.tokenizer)!r} gives other tokens than the target's; compare models"
+                " with one tokenizer"
             )
             return None
         return model

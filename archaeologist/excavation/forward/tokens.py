@@ -51,7 +51,7 @@ def find_tokenizer(checkpoint: Path, *, fallback: Path | None) -> Path:
         TokenizerMissing: Neither has one.
     """
     for folder in (checkpoint, fallback):
-        if folder is not None and any((folder / mark).is_file() for mark in MARKS):
+        if folder is not None and has_tokenizer(folder):
             return folder
     searched = " and ".join(repr(str(folder)) for folder in (checkpoint, fallback) if folder is not None)
     msg = (
@@ -59,6 +59,11 @@ def find_tokenizer(checkpoint: Path, *, fallback: Path | None) -> Path:
         " activations.tokenizers under the model_ref"
     )
     raise TokenizerMissing(msg)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether one can be loaded from there."""
+    return any((folder / mark).is_file() for mark in MARKS)
 
 
 def tokenize(

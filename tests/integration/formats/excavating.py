@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
+from archaeologist import api
 from archaeologist.excavation import layer_drift, layer_stats
 from contracts.artifacts import LayerDrift, LayerStats
 from contracts.messages import Excavation, GpuOptions, Job, JobOptions, Side
-from tests.fixtures.jobs import layer_stats_job, side
+from tests.fixtures.jobs import layer_stats_job
 
 
 def stats(target: Path | Side, reference: Path | Side | None = None, **options: Any) -> LayerStats:
@@ -29,7 +32,7 @@ def drift(base: Path | Side, target: Path | Side) -> LayerDrift:
 
 
 def _side(one: Path | Side, step: int) -> Side:
-    return one if isinstance(one, Side) else side(one, step)
+    return one if isinstance(one, Side) else replace(api.side(one), step=step)
 
 
 def _excavation(job: Job, target: Side) -> Excavation:
