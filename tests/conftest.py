@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 settings.register_profile("archaeologist", deadline=None)
 settings.load_profile("archaeologist")
 
-SOURCES = ("kernels.py", "sketch.py")
+SOURCES = ("kernels.py", "kernels_lanes.py", "sketch.py", "float8.py")
 """What compiled kernels are made of; numba itself looks at the first only."""
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from archaeologist.checkpoints.index import TensorEntry, read_index
 from archaeologist.checkpoints.reader import Reader
-from archaeologist.excavation.tally import KINDS, WIDTHS
+from archaeologist.excavation.tally import KINDS, WIDTHS, aligned
 from archaeologist.excavation.walk import thread_count
 from archaeologist.statistics import kernels
 
@@ -130,8 +130,8 @@ def _calling(dtype: str, target: Bytes, reference: Bytes, asked: Part) -> Callab
         np.zeros(kernels.COUNTS_SIZE, np.int64),
         np.zeros((kernels.SUB_HISTOGRAMS, kernels.BINS), np.uint32),
         np.zeros(VALUES // COLUMNS if asked.has_rows else 0),
-        np.zeros(COLUMNS if asked.has_rows else 0),
-        np.zeros(kernels.PIECE),
+        aligned(COLUMNS if asked.has_rows else 0),
+        aligned(kernels.PIECE),
     )
     assert target.size == VALUES * WIDTHS[dtype]  # noqa: S101 - what the rate is divided by
     return lambda: kernels.dig(*arguments)

@@ -31,6 +31,9 @@ WIDTHS: Final = {"BF16": 2, "F16": 2, "F32": 4, **dict.fromkeys(kernels.FLOAT8, 
 """Bytes of a value."""
 
 
+_LINE: Final = 64
+"""Bytes of a line of the cache."""
+
 _ADDED: Final = [
     kernels.SQUARES,
     kernels.DIFFERENCE,
@@ -64,8 +67,7 @@ class Segment:
         self.first_row = self.start // length if length else 0
         touched = (self.stop - 1) // length - self.first_row + 1 if length else 0
         self.rows: Floats = np.zeros(touched)
-        self.columns: Floats = np.zeros(length)
-        self.sketch: Floats = np.zeros(tally.sketch.size)
+        self.columns, self.sketch = aligned(length), aligned(tally.sketch.size)
 
     def window(self, start: int) -> Integers:
         """What the kernel is told about values from ``start`` on."""
@@ -181,6 +183,13 @@ class Tally:
             sign_flips=int(counts[kernels.SIGN_FLIPS]),
             nonfinite_pairs=int(counts[kernels.NONFINITE_PAIRS]),
         )
+
+
+def aligned(count: int) -> Floats:
+    """Zeros that begin where a line of the cache does: the kernel adds eight at a time to them, twice as fast."""
+    spare = np.zeros(count + _LINE // 8 - 1)
+    first = -spare.ctypes.data % _LINE // 8
+    return spare[first : first + count]
 
 
 def _empty_sums() -> Floats:

@@ -2,9 +2,11 @@
 
 ``dig`` is called by the excavation's threads without the GIL and adds to arrays that the caller owns. It works in
 pieces of ``PIECE`` values that stay in the first-level cache: decoded to float32 (exact for all dtypes), looked at,
-summed. Products and sums are float64. Within a piece the compiler orders the additions (lanes of a vector
-register); pieces are added in order. A piece with a NaN or an infinity takes a slower way in which these are counted
-and replaced by 0, so the sums cover finite values and the fast way needs no masks.
+summed. Products and sums are float64. A piece is summed in runs that end where a matrix row or the sketch's rotation
+does; within a run value i is added to lane i mod 8 (``kernels_lanes``), then the lanes are added up in order; runs and
+pieces are added in order. A piece with a NaN or an infinity takes a slower way in which these are counted and replaced
+by 0, so the sums cover finite values and the fast way needs no masks. A piece whose bytes are the reference's costs a
+comparison instead of a drift.
 
 numba compiles at the first call and keeps the code in ``NUMBA_CACHE_DIR``. Nobody but the excavation imports this
 module: the daemon must not carry a compiler.
@@ -13,11 +15,10 @@ module: the daemon must not carry a compiler.
 from typing import Final
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
 from archaeologist.statistics import float8
+from archaeologist.statistics import kernels_lanes as lanes
 from archaeologist.statistics.sketch import WIDTH, position_signs
 
 PIECE: Final = WIDTH
@@ -66,7 +67,15 @@ FINITE, ZEROS, NANS, INFINITIES, CHANGED, SIGN_FLIPS, NONFINITE_PAIRS, COUNTS_SI
 SUB_HISTOGRAMS: Final = 2
 BINS: Final = 65_536
 
-_SIGNS: Final = position_signs()
+_ROUND: Final = lanes.LANES
+"""Values that stand once more after a piece's end: whoever begins in the middle comes round."""
+_SIGNS: Final = np.resize(np.where(position_signs() < 0, -1, 0), PIECE + _ROUND).astype(np.int8)
+"""Of each position in a block of the sketch: whether its value's sign turns."""
+UNCOUNTED, DIRECT = 0, 16
+"""Forms of values beside their width in bytes: as it is, but not counted; both sides bfloat16, not decoded."""
+_EXPONENTS: Final = np.uint64(0x7F807F807F807F80)
+_CARRIES: Final = np.uint64(0x0080008000800080)
+_CARRIED: Final = np.uint64(0x8000800080008000)
 _SHORT_VALUES: Final = np.stack([float8.values(dtype) for dtype in float8.FORMATS]).view(np.uint32)
 _BYTE: Final = np.uint64(0xFF)
 _MAGNITUDE: Final = np.uint32(0x7FFFFFFF)
@@ -79,18 +88,8 @@ _SIXTEEN: Final = np.uint64(16)
 _REORDERED: Final = {"reassoc", "contract", "nsz"}
 
 
-@intrinsic
-def _bits(context, value):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, ARG001 - numba's form
-    """The bits of a float64 as int64: integers have a maximum that vectorises, floats with their NaN have not."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, ARG001
-        return builder.bitcast(arguments[0], ir.IntType(64))
-
-    return types.int64(types.float64), generate
-
-
 @njit(nogil=True, cache=True)
-def dig(target, reference, window, sums, counts, histogram, rows, columns, sketch):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, PLR0913, PLR0917 - numba unpacks tuples slowly at each call
+def dig(target, reference, window, sums, counts, histogram, rows, columns, sketch):
     """Adds what consecutive values of a tensor, and of its reference, contribute to its sums.
 
     Calls for one set of arrays must come in the order of the values. Every call but a segment's last must bring a
@@ -113,29 +112,64 @@ def dig(target, reference, window, sums, counts, histogram, rows, columns, sketc
     kind, other = window[KIND], window[REFERENCE_KIND]
     width, other_width = _width(kind), _width(other)
     count = target.size // width
-    x, y, z = np.empty(PIECE, np.uint32), np.empty(PIECE, np.uint32), np.empty(PIECE, np.uint32)
+    x, y, z = np.empty(PIECE + _ROUND, np.uint32), np.empty(PIECE, np.uint32), np.empty(PIECE, np.uint32)
+    ring, spare = np.empty(2 * (PIECE + _ROUND), np.uint8), np.zeros(PIECE)
+    added, changes = np.zeros((lanes.SUMS, lanes.LANES)), np.zeros((lanes.CHANGES, lanes.LANES), np.int32)
+    is_direct = kind == BF16 and other in (BF16, ABSENT)
     for first in range(0, count, PIECE):
         size = min(PIECE, count - first)
-        piece = target[first * width : (first + size) * width]
-        _decode(piece, kind, x[:size])
-        _count_bits(piece, kind, histogram)
-        has_holes = _has_nonfinite(x[:size])
-        if kind == F32:
-            _add_moments(x[:size], z, sums, counts, has_holes)
-        start = window[START] + first
-        square = 0.0
-        if not has_holes:
-            square = _add_weights(x[:size].view(np.float32), start, window, sums, rows, columns, sketch)
+        mine, raw, start = x[:size], target[first * width : (first + size) * width], window[START] + first
+        theirs, raw_y = y[:0], reference[:0]
         if other != ABSENT:
-            theirs = reference[first * other_width : (first + size) * other_width]
-            _decode(theirs, other, y[:size])
-            if kind != other:
-                _make_comparable(x[:size])
-                _make_comparable(y[:size])
-            _compare(x[:size], y[:size], z[:size], has_holes, square, sums, counts)
-        if has_holes:
-            _fill_holes(x[:size])
-            _add_weights(x[:size].view(np.float32), start, window, sums, rows, columns, sketch)
+            theirs, raw_y = y[:size], reference[first * other_width : (first + size) * other_width]
+        is_frozen = kind == other and _is_equal(raw, raw_y)
+        if is_direct and not _has_nonfinite_short(raw) and not _has_nonfinite_short(raw_y):
+            has_drift = other != ABSENT and not is_frozen
+            form = DIRECT
+        else:
+            form = width
+            _decode(raw, kind, mine)
+            has_holes = _has_nonfinite(mine)
+            if kind == F32:
+                _add_moments(mine, z, sums, counts, has_holes)
+            has_drift = other != ABSENT and (has_holes or not is_frozen)
+            if has_drift:
+                _decode(raw_y, other, theirs)
+                if kind != other:
+                    _make_comparable(mine)
+                    _make_comparable(theirs)
+                if has_holes or _has_nonfinite(theirs):
+                    _compare_with_holes(mine, theirs, z[:size], spare, sums, counts, added, changes, histogram)
+                    has_drift, is_frozen = False, False
+            if has_holes:
+                _fill_holes(mine)
+        square = _add_piece(
+            form,
+            size,
+            has_drift,
+            x,
+            y,
+            raw,
+            raw_y,
+            ring,
+            start,
+            window,
+            rows,
+            columns,
+            sketch,
+            spare,
+            added,
+            changes,
+            histogram,
+        )
+        sums[SQUARES] += square
+        if has_drift:
+            _add_pairs(square, sums, counts, added, changes)
+        elif is_frozen:
+            # Every sum over pairs is Σx².
+            sums[PAIR_SQUARES] += square
+            sums[REFERENCE_SQUARES] += square
+            sums[PRODUCTS] += square
 
 
 def load() -> None:
@@ -152,7 +186,7 @@ def load() -> None:
 
 
 @njit(nogil=True, cache=True)
-def _width(kind):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _width(kind):
     """Bytes of a value."""
     if kind >= SHORTEST:
         return 1
@@ -160,7 +194,7 @@ def _width(kind):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 
 @njit(nogil=True, cache=True)
-def _decode(piece, kind, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _decode(piece, kind, out):
     """The values as the bits of float32."""
     if kind == BF16:
         short = piece.view(np.uint16)
@@ -189,34 +223,7 @@ def _decode(piece, kind, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, 
 
 
 @njit(nogil=True, cache=True)
-def _count_bits(piece, kind, histogram):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Counts the upper 16 bits of each value. Two tables: equal neighbours would wait for each other's store."""
-    one = np.uint32(1)
-    if kind == F32:
-        for word in piece.view(np.uint32):
-            histogram[0, word >> np.uint32(16)] += one
-        return
-    full = piece.size // 8 * 8
-    if kind >= SHORTEST:
-        # A table for each byte of a word, one after the other: 256 bins are hit again at once.
-        for word in piece[:full].view(np.uint64):
-            for lane in range(8):
-                pattern = (word >> np.uint64(8 * lane)) & _BYTE
-                histogram[0, np.uint64(256 * lane) + pattern] += one
-        for pattern in piece[full:]:
-            histogram[0, pattern] += one
-        return
-    for word in piece[:full].view(np.uint64):
-        histogram[0, word & _LOW] += one
-        histogram[1, (word >> _SIXTEEN) & _LOW] += one
-        histogram[0, (word >> np.uint64(32)) & _LOW] += one
-        histogram[1, word >> np.uint64(48)] += one
-    for short in piece[full:].view(np.uint16):
-        histogram[0, short] += one
-
-
-@njit(nogil=True, cache=True)
-def _has_nonfinite(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _has_nonfinite(x):
     largest = np.int32(0)
     for i in range(x.size):
         largest = max(largest, np.int32(x[i] & _MAGNITUDE))
@@ -224,7 +231,20 @@ def _has_nonfinite(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 
 @njit(nogil=True, cache=True)
-def _make_comparable(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _has_nonfinite_short(raw):
+    """The same of bfloat16 as stored, four at a time: an exponent of all ones carries into the sign."""
+    full = raw.size // 8 * 8
+    words = raw[:full].view(np.uint64)
+    found = np.uint64(0)
+    for i in range(words.size):
+        found |= (words[i] & _EXPONENTS) + _CARRIES
+    for i in range(full, raw.size, 2):
+        found |= (np.uint64(_pattern(raw, i // 2, 2)) & _EXPONENTS) + _CARRIES
+    return (found & _CARRIED) != np.uint64(0)
+
+
+@njit(nogil=True, cache=True)
+def _make_comparable(x):
     """One pattern for both zeros and one for all NaN, so that values of two dtypes differ when their bits do."""
     for i in range(x.size):
         magnitude = x[i] & _MAGNITUDE
@@ -235,14 +255,14 @@ def _make_comparable(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 
 @njit(nogil=True, cache=True)
-def _fill_holes(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _fill_holes(x):
     for i in range(x.size):
         if x[i] & _MAGNITUDE >= _INFINITE:
             x[i] = 0
 
 
 @njit(nogil=True, cache=True)
-def take_counts(histogram, total):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def take_counts(histogram, total):
     """Adds the sub-histograms to ``total``, int64 (BINS,), and empties them."""
     for i in range(total.size):
         for sub in range(SUB_HISTOGRAMS):
@@ -250,143 +270,451 @@ def take_counts(histogram, total):  # type: ignore[no-untyped-def]  # noqa: ANN0
             histogram[sub, i] = 0
 
 
-# Drift.
+# Sums.
 
 
 @njit(nogil=True, cache=True)
-def _compare(x, y, spare, has_holes, mine, sums, counts):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - as for dig
-    """Adds a piece's drift. ``mine`` is Σx² where ``x`` has no holes; ``x`` is left as it is, ``y`` not."""
-    changed, flipped = _differences(x, y)
-    if changed == 0 and not has_holes:
-        # A frozen piece: every sum over pairs is Σx².
-        sums[PAIR_SQUARES] += mine
-        sums[REFERENCE_SQUARES] += mine
-        sums[PRODUCTS] += mine
-        return
-    difference, theirs, products, largest = _pair_sums(x.view(np.float32), y.view(np.float32))
-    # A sum over float32 squares overflows no float64: where it is not finite, a value is not.
-    if has_holes or not np.isfinite(theirs):
-        for i in range(x.size):
-            spare[i] = x[i]
-            if (x[i] & _MAGNITUDE >= _INFINITE) | (y[i] & _MAGNITUDE >= _INFINITE):
-                spare[i] = y[i] = 0
-                counts[NONFINITE_PAIRS] += 1
-        pairs = spare[: x.size]
-        _, flipped = _differences(pairs, y)
-        difference, theirs, products, largest = _pair_sums(pairs.view(np.float32), y.view(np.float32))
-        mine = _squares(pairs.view(np.float32))
-    counts[CHANGED] += changed
-    counts[SIGN_FLIPS] += flipped
-    sums[DIFFERENCE] += difference
-    sums[PAIR_SQUARES] += mine
-    sums[REFERENCE_SQUARES] += theirs
-    sums[PRODUCTS] += products
-    sums[LARGEST] = max(sums[LARGEST], largest)
-
-
-@njit(nogil=True, cache=True)
-def _differences(x, y):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """How many values differ in their bits, and how many went from one strict sign to the other."""
-    changed, flipped = np.int32(0), np.int32(0)
-    for i in range(x.size):
-        # numba widens to 64 bits what is not narrowed at every step, and then half as many fit a register.
-        a, b = np.int32(x[i]), np.int32(y[i])
-        is_opposite = np.int32(a ^ b) < 0
-        is_strict = (np.int32(a & 0x7FFFFFFF) != 0) & (np.int32(b & 0x7FFFFFFF) != 0)
-        changed = np.int32(changed + np.int32(a != b))
-        flipped = np.int32(flipped + np.int32(is_opposite & is_strict))
-    return changed, flipped
-
-
-@njit(nogil=True, cache=True, fastmath=_REORDERED)
-def _pair_sums(x, y):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Σ(x-y)², Σy², Σxy, max|x-y| of finite values. The last through its bits, which order like the value."""
-    difference, theirs, products, largest = 0.0, 0.0, 0.0, np.int64(0)
-    for i in range(x.size):
-        a, b = np.float64(x[i]), np.float64(y[i])
-        d = a - b
-        difference += d * d
-        theirs += b * b
-        products += a * b
-        largest = max(largest, _bits(abs(d)))  # type: ignore[call-arg]
-    return difference, theirs, products, np.array([largest]).view(np.float64)[0]
-
-
-# Weights.
-
-
-@njit(nogil=True, cache=True, fastmath=_REORDERED)
-def _squares(values):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    total = 0.0
-    for i in range(values.size):
-        total += np.float64(values[i]) * np.float64(values[i])
-    return total
-
-
-@njit(nogil=True, cache=True, fastmath=_REORDERED)
-def _squares_into(values, columns):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    total = 0.0
-    for i in range(values.size):
-        square = np.float64(values[i]) * np.float64(values[i])
-        total += square
-        columns[i] += square
-    return total
-
-
-@njit(nogil=True, cache=True)
-def _add_weights(values, start, window, sums, rows, columns, sketch):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """A piece's Σx², once it and the piece's part of the sketch are added."""
-    is_matrix = window[COLUMNS] > 0
-    square = _add_matrix(values, start, window, rows, columns) if is_matrix else _squares(values)
-    sums[SQUARES] += square
-    if window[SKETCHED] == WHOLE:
-        for i in range(values.size):
-            sketch[start + i] = values[i]
-    elif window[SKETCHED] == PROJECTED:
-        _project(values, np.uint64(window[KEY]) + np.uint64(start // PIECE), sketch)
-    return square
-
-
-@njit(nogil=True, cache=True)
-def _add_matrix(values, start, window, rows, columns):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - as for dig
-    """A piece's Σx², once it is added to the rows and columns that the piece touches."""
-    length = window[COLUMNS]
+def _add_piece(
+    form,
+    size,
+    has_drift,
+    x,
+    y,
+    raw,
+    raw_y,
+    ring,
+    start,
+    window,
+    rows,
+    columns,
+    sketch,
+    spare,
+    added,
+    changes,
+    histogram,
+):
+    """A piece's Σx², once its part of everything is added; what it adds to the drift is left in the lanes."""
+    length, first_row = window[COLUMNS], window[FIRST_ROW]
+    flip, offset, is_rotated = np.uint64(0), 0, False
+    if window[SKETCHED] != NO_SKETCH:
+        flip, offset, is_rotated = _add_simply(form, size, x, raw, start, window, sketch)
+    raw_s = raw
+    if is_rotated and form == DIRECT:
+        raw_s = ring
+        # Word by word: a copy of bytes by slices goes byte by byte.
+        words, copied = raw.view(np.uint64), ring.view(np.uint64)
+        for i in range(words.size):
+            copied[i] = words[i]
+        for i in range(2 * _ROUND // 8):
+            copied[words.size + i] = words[i]
+    elif is_rotated:
+        x[PIECE:] = x[:_ROUND]
+    turn = offset // _ROUND * _ROUND + _ROUND if is_rotated else 0
+    added[:] = 0.0
+    changes[:] = 0
     done, total = 0, 0.0
-    while done < values.size:
-        row, column = divmod(start + done, length)
-        run = min(values.size - done, length - column)
-        square = _squares_into(values[done : done + run], columns[column : column + run])
-        rows[row - window[FIRST_ROW]] += square
+    while done < size:
+        stop = turn if done < turn <= size else size
+        row, column = 0, 0
+        if length:
+            row, column = divmod(start + done, length)
+            stop = min(stop, done + length - column)
+        source = done
+        if is_rotated:
+            source = PIECE - offset + done if done < turn else done - offset
+        added[lanes.SQUARES] = 0.0
+        _add_run(
+            form,
+            has_drift,
+            x,
+            y,
+            raw,
+            raw_y,
+            raw_s,
+            columns if length else spare,
+            sketch if is_rotated else spare,
+            added,
+            changes,
+            histogram,
+            flip,
+            done,
+            source,
+            column if length else done,
+            done,
+            stop - done,
+        )
+        square = _folded(added[lanes.SQUARES])
         total += square
-        done += run
+        if length:
+            rows[row - first_row] += square
+        done = stop
     return total
 
 
 @njit(nogil=True, cache=True)
-def _project(values, counter, sketch):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Adds a block to the sketch: signed, rotated; in two runs, so that both vectorise."""
+def _add_simply(form, size, x, raw, start, window, sketch):
+    """Adds a piece to the sketch where it is no whole block; of a whole one only how it turns, and that it is one."""
+    if window[SKETCHED] == WHOLE:
+        for i in range(size):
+            sketch[start + i] = lanes.value_of(_bits_of(form, x, raw, i))
+        return np.uint64(0), 0, False
+    flip, offset = _drawn(np.uint64(window[KEY]) + np.uint64(start // PIECE))
+    if size == PIECE:
+        return flip, offset, True
+    for i in range(size):
+        value = lanes.value_of(_bits_of(form, x, raw, i))
+        sketch[(i + offset) % PIECE] += -value if np.int64(_SIGNS[i]) != np.int64(flip) else value
+    return np.uint64(0), 0, False
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _add_run(
+    form,
+    has_drift,
+    x,
+    y,
+    raw,
+    raw_y,
+    raw_s,
+    columns,
+    sketch,
+    added,
+    changes,
+    histogram,
+    flip,
+    first,
+    source,
+    column,
+    place,
+    count,
+):
+    """As ``kernels_lanes`` has it; what is left over of eight goes to the first lanes."""
+    full = count // lanes.LANES * lanes.LANES
+    if has_drift:
+        if form == DIRECT:
+            lanes.pair_bfloat16(
+                x,
+                y,
+                x,
+                raw,
+                raw_y,
+                raw_s,
+                _SIGNS,
+                columns,
+                sketch,
+                added,
+                changes,
+                histogram,
+                flip,
+                first,
+                source,
+                column,
+                place,
+                full,
+            )
+        elif form == 1:
+            lanes.pair_1(
+                x,
+                y,
+                x,
+                raw,
+                raw_y,
+                raw_s,
+                _SIGNS,
+                columns,
+                sketch,
+                added,
+                changes,
+                histogram,
+                flip,
+                first,
+                source,
+                column,
+                place,
+                full,
+            )
+        elif form == 2:  # noqa: PLR2004 - bytes
+            lanes.pair_2(
+                x,
+                y,
+                x,
+                raw,
+                raw_y,
+                raw_s,
+                _SIGNS,
+                columns,
+                sketch,
+                added,
+                changes,
+                histogram,
+                flip,
+                first,
+                source,
+                column,
+                place,
+                full,
+            )
+        elif form == UNCOUNTED:
+            lanes.pair_uncounted(
+                x,
+                y,
+                x,
+                raw,
+                raw_y,
+                raw_s,
+                _SIGNS,
+                columns,
+                sketch,
+                added,
+                changes,
+                histogram,
+                flip,
+                first,
+                source,
+                column,
+                place,
+                full,
+            )
+        else:
+            lanes.pair_4(
+                x,
+                y,
+                x,
+                raw,
+                raw_y,
+                raw_s,
+                _SIGNS,
+                columns,
+                sketch,
+                added,
+                changes,
+                histogram,
+                flip,
+                first,
+                source,
+                column,
+                place,
+                full,
+            )
+    elif form == DIRECT:
+        lanes.alone_bfloat16(
+            x,
+            y,
+            x,
+            raw,
+            raw_y,
+            raw_s,
+            _SIGNS,
+            columns,
+            sketch,
+            added,
+            changes,
+            histogram,
+            flip,
+            first,
+            source,
+            column,
+            place,
+            full,
+        )
+    elif form == 1:
+        lanes.alone_1(
+            x,
+            y,
+            x,
+            raw,
+            raw_y,
+            raw_s,
+            _SIGNS,
+            columns,
+            sketch,
+            added,
+            changes,
+            histogram,
+            flip,
+            first,
+            source,
+            column,
+            place,
+            full,
+        )
+    elif form == 2:  # noqa: PLR2004 - bytes
+        lanes.alone_2(
+            x,
+            y,
+            x,
+            raw,
+            raw_y,
+            raw_s,
+            _SIGNS,
+            columns,
+            sketch,
+            added,
+            changes,
+            histogram,
+            flip,
+            first,
+            source,
+            column,
+            place,
+            full,
+        )
+    else:
+        lanes.alone_4(
+            x,
+            y,
+            x,
+            raw,
+            raw_y,
+            raw_s,
+            _SIGNS,
+            columns,
+            sketch,
+            added,
+            changes,
+            histogram,
+            flip,
+            first,
+            source,
+            column,
+            place,
+            full,
+        )
+    for i in range(full, count):
+        lane = i - full
+        mine = _bits_of(form, x, raw, first + i)
+        a = lanes.value_of(mine)
+        added[lanes.SQUARES, lane] += a * a
+        columns[column + i] += a * a
+        sketched = lanes.value_of(_bits_of(form, x, raw_s, source + i))
+        sketch[place + i] += -sketched if np.int64(_SIGNS[source + i]) != np.int64(flip) else sketched
+        if form != UNCOUNTED:
+            histogram[0, _pattern(raw, first + i, 2 if form == DIRECT else form)] += np.uint32(1)
+        if has_drift:
+            _compare_one(mine, _bits_of(form, y, raw_y, first + i), lane, added, changes)
+
+
+@njit(nogil=True, cache=True)
+def _bits_of(form, decoded, raw, i):
+    """One value as the bits of float32."""
+    return np.uint32(_pattern(raw, i, 2) << 16) if form == DIRECT else decoded[i]
+
+
+@njit(nogil=True, cache=True)
+def _compare_one(mine, theirs, lane, added, changes):
+    a, b = lanes.value_of(mine), lanes.value_of(theirs)
+    d = a - b
+    added[lanes.DIFFERENCE, lane] += d * d
+    added[lanes.REFERENCE_SQUARES, lane] += b * b
+    added[lanes.PRODUCTS, lane] += a * b
+    added[lanes.LARGEST, lane] = max(added[lanes.LARGEST, lane], abs(d))
+    changes[lanes.CHANGED, lane] += np.int32(mine != theirs)
+    changes[lanes.SIGN_FLIPS, lane] += np.int32((a > 0 and b < 0) or (a < 0 and b > 0))
+
+
+@njit(nogil=True, cache=True)
+def _pattern(raw, i, width):
+    """The upper 16 bits of a stored value, or all 8; values are stored little end first."""
+    if width == 1:
+        return np.int64(raw[i])
+    return np.int64(raw[i * width + width - 2]) | np.int64(raw[i * width + width - 1]) << 8
+
+
+@njit(nogil=True, cache=True)
+def _drawn(counter):
+    """Whether a block's signs turn, as all bits, and its rotation in the sketch."""
     mixed = counter + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed ^= mixed >> np.uint64(31)
-    sign = np.float32(-1.0) if mixed >> np.uint64(63) else np.float32(1.0)
-    offset = np.int64(mixed & np.uint64(PIECE - 1))
-    before = min(values.size, PIECE - offset)
-    _add_signed(values[:before], _SIGNS[:before], sign, sketch[offset : offset + before])
-    _add_signed(values[before:], _SIGNS[before : values.size], sign, sketch[: values.size - before])
+    turn = np.uint64(0) - (mixed >> np.uint64(63))
+    return turn, np.int64(mixed & np.uint64(PIECE - 1))
 
 
 @njit(nogil=True, cache=True)
-def _add_signed(values, signs, sign, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    for i in range(values.size):
-        out[i] += np.float64(values[i] * signs[i] * sign)
+def _folded(row):
+    total = 0.0
+    for lane in range(row.size):
+        total += row[lane]
+    return total
+
+
+# Drift.
+
+
+@njit(nogil=True, cache=True)
+def _is_equal(mine, theirs):
+    """Whether the bytes are; where they are not, mostly seen in the first few."""
+    full = mine.size // 8 * 8
+    ours, others = mine[:full].view(np.uint64), theirs[:full].view(np.uint64)
+    different = np.uint64(0)
+    for i in range(min(8, ours.size)):
+        different |= ours[i] ^ others[i]
+    if different:
+        return False
+    for i in range(ours.size):
+        different |= ours[i] ^ others[i]
+    for i in range(full, mine.size):
+        different |= np.uint64(mine[i] ^ theirs[i])
+    return different == np.uint64(0)
+
+
+@njit(nogil=True, cache=True)
+def _add_pairs(square, sums, counts, added, changes):
+    """Adds a piece's drift from its lanes. ``square`` is Σx² of the pairs."""
+    sums[PAIR_SQUARES] += square
+    sums[DIFFERENCE] += _folded(added[lanes.DIFFERENCE])
+    sums[REFERENCE_SQUARES] += _folded(added[lanes.REFERENCE_SQUARES])
+    sums[PRODUCTS] += _folded(added[lanes.PRODUCTS])
+    for lane in range(lanes.LANES):
+        sums[LARGEST] = max(sums[LARGEST], added[lanes.LARGEST, lane])
+        counts[CHANGED] += changes[lanes.CHANGED, lane]
+        counts[SIGN_FLIPS] += changes[lanes.SIGN_FLIPS, lane]
+
+
+@njit(nogil=True, cache=True)
+def _compare_with_holes(x, y, pairs, spare, sums, counts, added, changes, histogram):
+    """Adds the drift of a piece in which a value is not finite; ``x`` is left as it is, ``y`` not."""
+    changed = 0
+    for i in range(x.size):
+        changed += x[i] != y[i]
+        pairs[i] = x[i]
+        if (x[i] & _MAGNITUDE >= _INFINITE) | (y[i] & _MAGNITUDE >= _INFINITE):
+            pairs[i] = y[i] = 0
+            counts[NONFINITE_PAIRS] += 1
+    added[:] = 0.0
+    changes[:] = 0
+    nothing, turned = np.empty(0, np.uint8), np.uint64(0)
+    _add_run(
+        UNCOUNTED,
+        True,  # noqa: FBT003 - numba knows no keywords here
+        pairs,
+        y,
+        nothing,
+        nothing,
+        nothing,
+        spare,
+        spare,
+        added,
+        changes,
+        histogram,
+        turned,
+        0,
+        0,
+        0,
+        0,
+        x.size,
+    )
+    changes[lanes.CHANGED] = 0
+    counts[CHANGED] += changed
+    _add_pairs(_folded(added[lanes.SQUARES]), sums, counts, added, changes)
 
 
 # Moments of float32.
 
 
 @njit(nogil=True, cache=True)
-def _add_moments(x, spare, sums, counts, has_holes):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _add_moments(x, spare, sums, counts, has_holes):
     """Adds a piece's moments to the segment's (Pébay 2008, the update for two sets), its extremes and counts."""
     bits = x
     if has_holes:
@@ -405,7 +733,7 @@ def _add_moments(x, spare, sums, counts, has_holes):  # type: ignore[no-untyped-
 
 
 @njit(nogil=True, cache=True)
-def merge_moments(before, sums, size, mean, m2, m3, m4):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201 - as for dig
+def merge_moments(before, sums, size, mean, m2, m3, m4):
     """Merges the mean and central sums of ``size`` values into those of ``before`` values in ``sums``."""
     na, nb = np.float64(before), np.float64(size)
     n = na + nb
@@ -423,7 +751,7 @@ def merge_moments(before, sums, size, mean, m2, m3, m4):  # type: ignore[no-unty
 
 
 @njit(nogil=True, cache=True)
-def _keep_finite(x, out, counts):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _keep_finite(x, out, counts):
     """How many values are finite; they are copied to the front of ``out``, the others counted."""
     kept = 0
     for i in range(x.size):
@@ -439,7 +767,7 @@ def _keep_finite(x, out, counts):  # type: ignore[no-untyped-def]  # noqa: ANN00
 
 
 @njit(nogil=True, cache=True)
-def _extremes(bits):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _extremes(bits):
     """Least and greatest value and the number of zeros. Floats order like their bits once negatives are mirrored."""
     low, high, zeros = np.int32(0x7FFFFFFF), np.int32(-0x80000000), np.int32(0)
     for i in range(bits.size):
@@ -456,7 +784,7 @@ def _extremes(bits):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 
 @njit(nogil=True, cache=True, fastmath=_REORDERED)
-def _central(values):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _central(values):
     """Mean and Σ(x-mean)ᵏ for k = 2, 3, 4: two passes over values that lie in the first-level cache."""
     total = 0.0
     for i in range(values.size):

@@ -225,6 +225,23 @@ def test_threads_and_the_size_of_reads_change_no_bit(
         _check_drift(result, tensors[name], references[name])
 
 
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+def test_pieces_that_did_not_change_count_like_the_others(tmp_path: Path, dtype: str) -> None:
+    stored = _random(dtype, (37, 1003), 1)
+    reference = _random(dtype, (37, 1003), 2)
+    # Frozen pieces, one in which only the last value changed, and a NaN in a frozen one.
+    for first, last in ((0, 4096), (8192, 16_383), (20_480, 28_672)):
+        reference.ravel()[first:last] = stored.ravel()[first:last]
+    for side in (stored, reference):
+        side.ravel()[21_000] = _stored(np.array([np.nan], np.float32), dtype)[0]
+    found = walked(write(tmp_path / "a", {"w": stored}), write(tmp_path / "b", {"w": reference}))["w"]
+    _check_weights(found, stored)
+    _check_drift(found, stored, reference)
+    frozen = walked(tmp_path / "a", tmp_path / "a")["w"].drift
+    assert frozen is not None
+    assert (frozen.changed, frozen.difference, frozen.one_minus_cosine) == (0, 0, 0)
+
+
 def test_moments_do_not_depend_on_the_order_of_the_values(tmp_path: Path) -> None:
     stored = _random("F32", (50_000,), 11)
     shuffled = np.random.default_rng(0).permutation(stored)
