@@ -39,6 +39,9 @@ log = structlog.get_logger(__name__)
 TAKE_SECONDS = 0.5
 """Whoever waits for a job that another worker was faster to take is deaf for the rest."""
 GLANCE_SECONDS = 0.1
+LOOK_SECONDS = 0.02
+COUNTED_SECONDS = 0.3
+"""After a message's arrival in which the server may not have counted it yet."""
 SLOT_SECONDS = (0.5, 1.5)
 """When a job is delivered again that found the cluster's slots taken."""
 
@@ -62,6 +65,7 @@ class Executor:
         self._passed: dict[JobType, Mapping[Priority, int]] = {name: {} for name in JOB_TYPES}
         self._glanced_at: dict[tuple[JobType, Priority], float] = {}
         self._wake = asyncio.Event()
+        self._arrived_at = -COUNTED_SECONDS
         self.changed = asyncio.Event()
         """Set whenever what runs here changes; whoever shows it clears it."""
         metrics.set_slots({name: settings.jobs.of(name).max_running for name in self._job_types})
@@ -74,7 +78,7 @@ class Executor:
         Raises:
             BusUnavailable: The connection is closed for good.
         """
-        await self._books.queue.on_arrival(self._wake.set)
+        await self._books.queue.on_arrival(self._arrived)
         if reason := reason_for_none(self._settings):
             await log.awarning(reason, worker=self._settings.worker.name)
         async with asyncio.TaskGroup() as group:
@@ -150,7 +154,13 @@ class Executor:
         metrics.set_running(job_type, self._busy[job_type])
 
     async def _idle(self) -> None:
-        await tasks.pause(self._settings.jobs.poll_seconds, until=self._wake)
+        # Heard of a message before the server counts it among those that wait: look again soon, then as usual.
+        is_uncounted = asyncio.get_running_loop().time() - self._arrived_at < COUNTED_SECONDS
+        await tasks.pause(LOOK_SECONDS if is_uncounted else self._settings.jobs.poll_seconds, until=self._wake)
+
+    def _arrived(self) -> None:
+        self._arrived_at = asyncio.get_running_loop().time()
+        self._wake.set()
 
     async def _wake_on(self, stop: asyncio.Event) -> None:
         await stop.wait()
