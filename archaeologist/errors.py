@@ -442,6 +442,12 @@ class MemoryCapped(PermanentError):
     code = "memory_capped"
 
 
+class DeviceUnknown(UsageError):
+    """``devices.json`` has no entry for this machine, or more than one."""
+
+    code = "device_unknown"
+
+
 class InternalError(PermanentError):
     """A defect of ours."""
 

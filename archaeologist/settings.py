@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from archaeologist.analyses import known_analyses
+from archaeologist.devices import read_device
 from archaeologist.errors import AnalysisUnknown, SettingInvalid
 from contracts.messages import (
     DEFAULT_PROBES,
@@ -224,6 +225,10 @@ class WorkerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         )
     )
     roles: tuple[str, ...] = ("analytics",)
+    devices: str | None = None
+    """Path of a ``devices.json`` from which name and roles are taken where they are not set."""
+    device: str | None = None
+    """Which of its entries this machine is; None: by its host name or address."""
     threads: Annotated[int, Meta(ge=0)] = 0
     """Threads of a child; 0: one for each core."""
     heartbeat_seconds: Seconds = 15.0
@@ -407,6 +412,7 @@ def load(
     config: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
+    is_worker: bool = False,
 ) -> Settings:
     """The settings in force.
 
@@ -414,9 +420,11 @@ def load(
         config: The ``--config`` option.
         overrides: Options by dotted name, ``{"bus.url": …}``; None values are ignored.
         environ: The environment; the process's own by default.
+        is_worker: Whether name and roles matter, and ``worker.devices`` is read for them.
 
     Raises:
         SettingInvalid: An unknown key or a wrong value, named with where it was found.
+        DeviceUnknown: ``worker.devices`` does not have this machine.
     """
     environ = os.environ if environ is None else environ
     path = find_file(config, environ)
@@ -429,7 +437,25 @@ def load(
         if value is not None:
             _put(values, tuple(name.split(".")), value)
             _check(values, where=f"option for {name}")
+    if is_worker:
+        _take_device(values)
     return _check(values, where="settings")
+
+
+def _take_device(values: dict[str, Any]) -> None:
+    """Name and roles of this machine from ``worker.devices``, where they are not set themselves.
+
+    Raises:
+        SettingInvalid: The file cannot be read.
+        DeviceUnknown: It does not have this machine.
+    """
+    worker = values.get("worker", {})
+    if worker.get("devices") is None:
+        return
+    device = read_device(Path(worker["devices"]).expanduser(), worker.get("device"))
+    worker.setdefault("name", device.name)
+    worker.setdefault("roles", list(device.roles))
+    _check(values, where=f"{worker['devices']}, device {device.name!r}")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -48,7 +48,12 @@ Analyses = Annotated[
 
 
 def read_settings(
-    *, config: Path | None = None, root: Path | None = None, nats_url: str | None = None, is_service: bool = False
+    *,
+    config: Path | None = None,
+    root: Path | None = None,
+    nats_url: str | None = None,
+    is_service: bool = False,
+    is_worker: bool = False,
 ) -> "Settings":
     """The settings in force; the log goes to standard error from here on.
 
@@ -57,9 +62,11 @@ def read_settings(
         root: The ``--root`` option.
         nats_url: The ``--nats-url`` option.
         is_service: Log as the settings say; else errors only, because a command's own words are enough.
+        is_worker: Its name and roles may stand in ``worker.devices``.
 
     Raises:
         SettingInvalid: A wrong name or value.
+        DeviceUnknown: ``worker.devices`` does not have this machine.
     """
     from msgspec.structs import replace
 
@@ -67,6 +74,6 @@ def read_settings(
     from archaeologist.settings import load
 
     overrides = {"root": str(root) if root else None, "bus.url": nats_url}
-    settings = load(config=config, overrides=overrides)
+    settings = load(config=config, overrides=overrides, is_worker=is_worker)
     logs.configure(settings.log if is_service else replace(settings.log, level="error"))
     return settings

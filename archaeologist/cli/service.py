@@ -19,7 +19,7 @@ EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 -- compared, not 
 
 def daemon(config: Config = None, root: Root = None, nats_url: NatsUrl = None) -> None:
     """Serves the bus: takes requests, runs analyses, publishes what happened. Waits for a bus that is down."""
-    settings = read_settings(config=config, root=root, nats_url=nats_url, is_service=True)
+    settings = read_settings(config=config, root=root, nats_url=nats_url, is_service=True, is_worker=True)
     asyncio.run(_daemon(settings))
 
 
@@ -48,7 +48,7 @@ def up(
     root: Root = None,
 ) -> None:
     """Runs everything on this machine: a nats-server, the daemon and the HTTP API. Ctrl-C ends all."""
-    settings = read_settings(config=config, root=root, is_service=True)
+    settings = read_settings(config=config, root=root, is_service=True, is_worker=True)
     asyncio.run(_up(settings, port=port, listen=listen, web_port=web_port))
 
 
