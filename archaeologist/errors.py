@@ -154,6 +154,18 @@ class CheckpointChanged(CheckpointError):
     code = "checkpoint_changed"
 
 
+class CheckpointUnfinished(CheckpointError):
+    """A checkpoint was waited for as long as the settings say, and is still being written."""
+
+    code = "checkpoint_unfinished"
+
+
+class CheckpointNotReady(TemporaryError):
+    """A checkpoint is being written; its message comes again."""
+
+    code = "checkpoint_not_ready"
+
+
 class NothingComparable(CheckpointError):
     """Target and reference share no tensor of the same shape."""
 

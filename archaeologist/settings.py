@@ -119,6 +119,19 @@ class PinSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """What pins may hold of checkpoints that are gone; None: a tenth of their file system."""
 
 
+class ReadinessSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long a checkpoint that is still being written is waited for."""
+
+    quiet_seconds: Annotated[float, Meta(ge=0)] = 2.0
+    """A checkpoint without a trainer's last file is whole when nothing of it has changed for so long."""
+    idle_seconds: Annotated[float, Meta(ge=0)] = 30.0
+    """One that is not whole is given up when nothing of it has changed for so long."""
+    wait_seconds: Annotated[float, Meta(ge=0)] = 600.0
+    """The longest wait, from the message on."""
+    poll_seconds: Annotated[float, Meta(gt=0)] = 1.0
+    """How often it is looked at, at first; later every tenth of the time that was waited, at most 10 s."""
+
+
 class SketchSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The sketches under the root."""
 
@@ -320,6 +333,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     policy: PolicySettings = PolicySettings()
     campaigns: dict[str, CampaignSettings] = {}
     pins: PinSettings = PinSettings()
+    readiness: ReadinessSettings = ReadinessSettings()
     sketches: SketchSettings = SketchSettings()
     activations: ActivationSettings = ActivationSettings()
     gpu: GpuSettings = GpuSettings()

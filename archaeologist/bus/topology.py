@@ -23,8 +23,9 @@ DAY: Final = 24 * HOUR
 MAX_QUEUED: Final = 10_000
 """The queue's hard ceiling, beyond which everything is refused."""
 
-INTAKE_ACK_PENDING: Final = 16
-"""Intake handles one message after the other; the rest of these are messages put off for a moment."""
+INTAKE_ACK_PENDING: Final = 512
+"""Intake handles one message after the other; the rest of these are messages put off for a moment, most of them because
+their checkpoint is still being written."""
 
 JOBS_ACK_PENDING: Final = 1000
 """Jobs of one type and priority with workers at once, those that wait for memory included: far above any limit of ours.

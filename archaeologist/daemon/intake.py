@@ -5,7 +5,9 @@ message is acknowledged only when everything that follows from it is recorded, s
 gives the same the second time.
 """
 
+import asyncio
 import hashlib
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,8 +25,10 @@ from archaeologist.daemon.herald import announce
 from archaeologist.daemon.lifecycle import stamp
 from archaeologist.daemon.locating import resolve
 from archaeologist.daemon.summarizing import keep_scores
-from archaeologist.errors import ArchaeologistError, InternalError, PermanentError, RequestIdReused
+from archaeologist.daemon.waiting import Waiting
+from archaeologist.errors import ArchaeologistError, CheckpointNotReady, InternalError, PermanentError, RequestIdReused
 from archaeologist.settings import Settings
+from contracts import subjects
 from contracts.messages import AnalysisRequested, CheckpointSaved, EventError, RequestId, SkillEvaluated
 from contracts.records import CampaignRecord, JobRecord, RequestRecord, SeenCheckpoint
 from contracts.ulid import ulid_from
@@ -40,6 +44,7 @@ class Intake:
         self._books = books
         self._settings = settings
         self._admission = Admission(books, settings)
+        self._waiting = Waiting(settings)
 
     async def handle(self, received: Received) -> None:
         """One message, from bytes to an acknowledged outcome.
@@ -60,6 +65,10 @@ class Intake:
             outcome = await self._admit(message, request_id=request_id, received=received)
         except PermanentError as error:
             await self._refuse(error, request_id=request_id, received=received)
+            return
+        except CheckpointNotReady as reason:
+            await log.ainfo("waiting for a checkpoint", subject=received.subject, reason=str(reason))
+            await received.nak(self._waiting.pause_seconds(received.time))
             return
         except ArchaeologistError:
             raise
@@ -154,6 +163,7 @@ class Intake:
         return await self._accept(request, request_id=request_id, received=received)
 
     async def _accept(self, request: AnalysisRequested, *, request_id: RequestId, received: Received) -> RequestRecord:
+        await self._until_whole(request, received)
         record = await self._admission.admit(
             request, request_id=request_id, received=announcements.as_received(received.data)
         )
@@ -165,6 +175,19 @@ class Intake:
             state=record.state,
         )
         return self._accepted(record, request_id=request_id, received=received)
+
+    async def _until_whole(self, request: AnalysisRequested, received: Received) -> None:
+        """Nothing, once what is asked for may be examined.
+
+        Raises:
+            CheckpointNotReady: It is being written.
+            PermanentError: It is not there, or not whole after all.
+        """
+        folder = CampaignFolder.of(self._settings.root_path, request.hero_id, request.campaign_id)
+        is_announced = received.subject != subjects.ANALYSIS_REQUESTED
+        for path, step in _asked_for(request):
+            found, _ = resolve(self._settings, folder, path=path, step=step)
+            await asyncio.to_thread(self._waiting.check, found, since=received.time, is_announced=is_announced)
 
     def _accepted(self, record: JobRecord, *, request_id: RequestId, received: Received) -> RequestRecord:
         return RequestRecord(
@@ -212,6 +235,14 @@ class Intake:
         await self._books.requests.create(request_id, outcome)
         await log.awarning("refused", request_id=request_id, code=error.code, reason=str(error))
         await received.term(error.code)
+
+
+def _asked_for(request: AnalysisRequested) -> Iterator[tuple[str | None, int | None]]:
+    """Path and step of what is analysed; a reference was analysed before, or is told as unavailable."""
+    if request.job_type == "layer_drift":
+        yield request.target_checkpoint_path, request.target_checkpoint_step
+    else:
+        yield request.checkpoint_path, request.checkpoint_step
 
 
 def _id_from(received: Received) -> RequestId:

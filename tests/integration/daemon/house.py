@@ -20,7 +20,14 @@ from archaeologist.bus.topology import ensure
 from archaeologist.daemon import service
 from archaeologist.daemon.books import Books
 from archaeologist.daemon.child import COMMAND
-from archaeologist.settings import BusSettings, JobsSettings, PolicySettings, Settings, WorkerSettings
+from archaeologist.settings import (
+    BusSettings,
+    JobsSettings,
+    PolicySettings,
+    ReadinessSettings,
+    Settings,
+    WorkerSettings,
+)
 from contracts.messages import Event
 from contracts.records import JobRecord, RequestRecord
 from contracts.ulid import new_ulid
@@ -35,6 +42,8 @@ PATIENCE_SECONDS: Final = 60.0
 
 child_command = COMMAND
 """What the daemons of a test start for a job; ``with_quick_children`` changes it."""
+
+SOON: Final = ReadinessSettings(quiet_seconds=0.0, idle_seconds=0.5, wait_seconds=30.0, poll_seconds=0.1)
 
 FAST: Final = JobsSettings(
     lease_seconds=2.0, heartbeat_seconds=0.5, poll_seconds=0.2, grace_seconds=0.5, retry_delay_seconds=0.5
@@ -129,7 +138,9 @@ async def opened(tmp_path: Path) -> AsyncIterator[House]:
     root = (tmp_path / "root").resolve()
     share_kernels(root)
     async with Server(tmp_path / "nats") as server:
-        settings = Settings(root=str(root), bus=BusSettings(url=server.url), policy=PolicySettings(every=1), jobs=FAST)
+        settings = Settings(
+            root=str(root), bus=BusSettings(url=server.url), policy=PolicySettings(every=1), jobs=FAST, readiness=SOON
+        )
         async with connected(settings.bus, name="test") as bus:
             await ensure(bus, settings)
             folder = CampaignFolder.of(root, HERO, CAMPAIGN)
