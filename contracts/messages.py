@@ -41,6 +41,7 @@ Score = Annotated[float, Meta(description="A skill's score, higher is better.")]
 MetricName = Annotated[str, Meta(min_length=1, max_length=128)]
 Metrics = Annotated[dict[MetricName, float | None], Meta(max_length=256)]
 Skills = Annotated[dict[MetricName, Score], Meta(max_length=256)]
+SkillSamples = Annotated[dict[MetricName, Annotated[int, Meta(ge=1)]], Meta(max_length=256)]
 
 JobType = Literal["layer_stats", "layer_drift"]
 Priority = Literal["low", "normal", "high"]
@@ -64,6 +65,8 @@ class CheckpointSaved(Struct, frozen=True, kw_only=True):
     """Last logged metrics, ``{"eval_loss": 1.9}`` for instance."""
     skills: Skills = {}
     """Scores by skill, ``{"BIN": 0.71}`` for instance."""
+    skill_samples: SkillSamples = {}
+    """On how many items each score was measured, where that is known."""
     level: int | None = None
     """The hero's level; a rise is a level-up."""
     saved_at: Annotated[str, Meta(max_length=64)] | None = None

@@ -111,6 +111,7 @@ class Intake:
             path=str(path),
             metrics=saved.metrics,
             skills=saved.skills,
+            skill_samples=saved.skill_samples,
             level=saved.level,
             model_ref=saved.model_ref,
         )

@@ -30,6 +30,7 @@ class Observation(NamedTuple):
     skills: Mapping[str, float]
     level: int | None
     model_ref: str | None
+    skill_samples: Mapping[str, int] = {}
 
 
 class Decision(NamedTuple):
@@ -50,7 +51,7 @@ def observe(record: CampaignRecord, seen: Observation, *, policy: PolicySettings
         ordinal=record.announced if known is None or is_new else known.ordinal,
         metrics=dict(seen.metrics),
         skills={**(known.skills if known else {}), **seen.skills},
-        skill_samples=_samples(known, seen.skills, samples={}),
+        skill_samples=_samples(known, seen.skills, samples=_of_scores(seen)),
         level=seen.level,
         level_up=(known.level_up if known else None) or level_up,
         model_ref=seen.model_ref,
@@ -151,6 +152,10 @@ def unpinned(record: CampaignRecord, step: int, *, reason: str) -> CampaignRecor
 
 def _candidates(record: CampaignRecord) -> list[SeenCheckpoint]:
     return [entry for entry in record.checkpoints if entry.state in {"admitted", "analysed"} and entry.job_key]
+
+
+def _of_scores(seen: Observation) -> dict[str, int]:
+    return {skill: size for skill, size in seen.skill_samples.items() if skill in seen.skills}
 
 
 def _samples(

@@ -11,11 +11,18 @@ from archaeologist.artifacts.store import read_layer_stats
 from archaeologist.demo.processes import DemoFailed
 from archaeologist.demo.skills import SKILLS
 from archaeologist.errors import ArchiveUnavailable, ArtifactInvalid, ArtifactMissing
-from contracts.artifacts import LayerStats
+from archaeologist.findings.skills import support
+from contracts.artifacts import LayerStats, SkillImpact
 from contracts.records import CampaignRecord, SeenCheckpoint
 
 LEAST_ANALYSED: Final = 6
 LEAST_WITH_DRIFT: Final = 5
+SUPPORTED: Final = {
+    "none": "nothing yet",
+    "ranking": "a ranking",
+    "exploratory": "exploratory",
+    "tested": "a test",
+}
 
 
 class Finding(NamedTuple):
@@ -82,6 +89,46 @@ def table(findings: Sequence[Finding]) -> Table:
     for finding in findings:
         shown.add_row(*_row(finding))
     return shown
+
+
+def impact_table(impact: SkillImpact) -> Table:
+    """A row a skill: which block moves with it, and what so few checkpoints and samples support."""
+    shown = Table(title="Skill impact: which block moves when a score does", title_justify="left")
+    shown.add_column("skill")
+    for heading in ("samples", "used"):
+        shown.add_column(heading, justify="right")
+    shown.add_column("supports")
+    shown.add_column("first block", no_wrap=True)
+    for heading in ("ρ", "p"):
+        shown.add_column(heading, justify="right")
+    shown.caption, shown.caption_justify = (
+        "used: intervals whose change of score is more than chance; ρ: Spearman",
+        "left",
+    )
+    for skill in impact.skills.values():
+        kind = support(skill)
+        first = skill.layers[0] if skill.layers and kind != "none" else None
+        shown.add_row(
+            skill.skill,
+            _samples(skill.num_samples),
+            f"{skill.intervals_used} of {len(skill.intervals)}",
+            SUPPORTED[kind],
+            first.layer if first else "",
+            _number(first.spearman if first else None, "{:.2f}"),
+            _number(first.p_adjusted if first else None, "{:.3f}"),
+        )
+    return shown
+
+
+def impact_words(impact: SkillImpact) -> list[str]:
+    """What each skill's intervals support, and what nothing here supports."""
+    sentences = [f"{skill.skill}: {skill.supports}" for skill in impact.skills.values()]
+    return [*sentences, *dict.fromkeys(skill.does_not_support for skill in impact.skills.values())]
+
+
+def _samples(sizes: Sequence[int | None]) -> str:
+    known = sorted({size for size in sizes if size is not None})
+    return f"{known[0]} to {known[-1]}" if len(known) > 1 else _number(known[0] if known else None, "{:d}")
 
 
 def _row(finding: Finding) -> list[str]:

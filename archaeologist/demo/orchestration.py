@@ -31,11 +31,13 @@ from archaeologist.bus.log import events
 from archaeologist.bus.records import Records
 from archaeologist.bus.server import EmbeddedServer
 from archaeologist.bus.topology import ensure
-from archaeologist.demo.findings import Finding, gather, shortcomings, table
+from archaeologist.demo.findings import Finding, gather, impact_table, impact_words, shortcomings, table
 from archaeologist.demo.processes import DemoFailed, Program, tail
 from archaeologist.errors import UsageError
+from archaeologist.report.campaign import read_campaign
 from archaeologist.settings import load
 from contracts import subjects
+from contracts.artifacts import SkillImpact
 from contracts.messages import Event
 from contracts.records import CampaignRecord
 
@@ -128,14 +130,15 @@ async def run(plan: Plan, console: Console) -> None:
         async with _watched(server, daemon, plan):
             await _train_and_follow(plan, bus, environment, console)
         findings = await _findings(plan, bus)
-        show(plan, findings, server.url, console)
+        impact = (await asyncio.to_thread(read_campaign, plan.folder)).skills
+        show(plan, findings, impact=impact, url=server.url, console=console)
         if plan.keep:
             console.print("Server and daemon are still running; Ctrl-C stops them.")
             async with _watched(server, daemon, plan):
                 await asyncio.Event().wait()
 
 
-def show(plan: Plan, findings: Sequence[Finding], url: str, console: Console) -> None:
+def show(plan: Plan, findings: Sequence[Finding], *, impact: SkillImpact, url: str, console: Console) -> None:
     """The table, where the artifacts are, and how to look further."""
     root = shlex.quote(str(plan.root))
     # The trainer's rotation has left these two.
@@ -143,6 +146,10 @@ def show(plan: Plan, findings: Sequence[Finding], url: str, console: Console) ->
     artifact = findings[-1].path
     console.print()
     console.print(table(findings))
+    console.print()
+    console.print(impact_table(impact))
+    for sentence in impact_words(impact):
+        console.print(sentence, soft_wrap=True, highlight=False)
     console.print(f"\n{len(findings)} artifacts in {artifact.parent}", soft_wrap=True)
     console.print("Look further:" if plan.keep else f"Look further (`{_program()} up --root {root}` first):")
     for command in (

@@ -7,6 +7,7 @@ looks like, so nothing of the daemon is imported. After each save it prints one 
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -162,6 +163,7 @@ def build_trainer(options: argparse.Namespace) -> Trainer:
         nats_url=options.nats_url,
         model_ref="demo/tiny-qwen3",
         skills=lambda: scores.last,
+        skill_samples=Counter(question.skill for question in questions),
     )
     trainer = Trainer(
         model=build_model(tokenizer),

@@ -35,6 +35,7 @@ def announcement(
     model_ref: str | None,
     metrics: Mapping[str, float],
     skills: Mapping[str, float],
+    skill_samples: Mapping[str, int] | None = None,
 ) -> CheckpointSaved:
     """The announcement of a checkpoint that was saved just now."""
     return CheckpointSaved(
@@ -45,6 +46,7 @@ def announcement(
         model_ref=model_ref,
         metrics=dict(metrics),
         skills=dict(skills),
+        skill_samples={name: size for name, size in (skill_samples or {}).items() if name in skills and size >= 1},
         saved_at=now_text(datetime.now(UTC)),
         request_id=RequestId(new_ulid()),
     )

@@ -68,6 +68,7 @@ class CheckpointAnnouncer:
         step: int | None = None,
         metrics: Mapping[str, Any] | None = None,
         skills: Mapping[str, Any] | None = None,
+        skill_samples: Mapping[str, int] | None = None,
     ) -> None:
         """Queues the announcement of a checkpoint that was just saved, whole; what goes wrong is logged.
 
@@ -76,6 +77,7 @@ class CheckpointAnnouncer:
             step: Left out: the number in the folder's name, else in its ``trainer_state.json``.
             metrics: Numbers by name; what is no finite number is left out.
             skills: Scores by skill, likewise.
+            skill_samples: On how many items each was measured.
         """
         try:
             message = announcement(
@@ -86,6 +88,7 @@ class CheckpointAnnouncer:
                 model_ref=self._model_ref,
                 metrics=finite(metrics or {}),
                 skills=finite(skills or {}),
+                skill_samples=skill_samples,
             )
             self.publisher.put(message)
         except Exception:

@@ -35,6 +35,7 @@ class ArchaeologistCallback(TrainerCallback):
         nats_url: The bus; ``ARCHAEOLOGIST_NATS_URL``, else the server on this machine.
         model_ref: What the model is, ``Qwen/Qwen3-0.6B`` for instance.
         skills: Scores by skill, or what returns them; read on the training thread at each save.
+        skill_samples: On how many items each skill is measured: what makes a change more than noise.
         flush_seconds: How long the end of training waits for what is not delivered yet.
         **bus: Fields of ``BusSettings``: ``credentials``, ``token``, ``tls_ca``, …
 
@@ -50,10 +51,12 @@ class ArchaeologistCallback(TrainerCallback):
         nats_url: str | None = None,
         model_ref: str | None = None,
         skills: Skills | None = None,
+        skill_samples: Mapping[str, int] | None = None,
         flush_seconds: float = 5.0,
         **bus: Any,
     ) -> None:
         self._skills = skills
+        self._skill_samples = skill_samples
         self._announcer = CheckpointAnnouncer(
             hero_id=hero_id,
             campaign_id=campaign_id,
@@ -89,7 +92,11 @@ class ArchaeologistCallback(TrainerCallback):
             log.warning("no checkpoint at %s: not announced", folder.absolute())
             return
         self._announcer.announce(
-            folder, step=state.global_step, metrics=last_metrics(state.log_history), skills=self._scores()
+            folder,
+            step=state.global_step,
+            metrics=last_metrics(state.log_history),
+            skills=self._scores(),
+            skill_samples=self._skill_samples,
         )
 
     def _scores(self) -> Mapping[str, float]:

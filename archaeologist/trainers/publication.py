@@ -63,6 +63,7 @@ async def publish_checkpoint_async(  # noqa: PLR0913 -- the fields of checkpoint
     model_ref: str | None = None,
     metrics: Mapping[str, Any] | None = None,
     skills: Mapping[str, Any] | None = None,
+    skill_samples: Mapping[str, int] | None = None,
     timeout_seconds: float = TIMEOUT_SECONDS,
     **bus: Any,
 ) -> str:
@@ -77,6 +78,7 @@ async def publish_checkpoint_async(  # noqa: PLR0913 -- the fields of checkpoint
         model_ref: What the model is, ``Qwen/Qwen3-0.6B`` for instance.
         metrics: Numbers by name; what is no finite number is left out.
         skills: Scores by skill, likewise.
+        skill_samples: On how many items each was measured.
         timeout_seconds: How long to try.
         **bus: Fields of ``BusSettings``: ``credentials``, ``token``, ``tls_ca``, …
 
@@ -96,6 +98,7 @@ async def publish_checkpoint_async(  # noqa: PLR0913 -- the fields of checkpoint
         model_ref=short_text("model_ref", model_ref),
         metrics=finite(metrics or {}),
         skills=finite(skills or {}),
+        skill_samples=skill_samples,
     )
     await _confirm(
         settings, subjects.CHECKPOINT_SAVED, message, timeout_seconds=timeout_seconds, otherwise=remedy([message])

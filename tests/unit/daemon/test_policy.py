@@ -140,6 +140,13 @@ def test_a_sample_size_stays_with_the_score_that_it_was_heard_with() -> None:
     assert other.checkpoints[0].skill_samples == {}
 
 
+def test_a_checkpoint_brings_the_sample_sizes_of_its_own_scores_only() -> None:
+    brought = seen(100, skills={"BIN": 0.5})._replace(skill_samples={"BIN": 32, "SY": 64})
+    record = policy.observe(EMPTY, brought, policy=RULES)
+    assert record.checkpoints[0].skill_samples == {"BIN": 32}
+    assert policy.observe(record, brought, policy=RULES) == record
+
+
 def test_previous_is_the_nearest_lower_checkpoint_analysed_or_admitted() -> None:
     record = analysed(policy.observe(EMPTY, seen(50), policy=RULES), 100, 300)
     record = policy.mark(record, 200, path="/x", job_key=JobKey("k200"), state="admitted")

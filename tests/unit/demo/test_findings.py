@@ -1,20 +1,26 @@
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.artifacts.store import write_whole
-from archaeologist.demo.findings import Finding, gather, shortcomings
+from archaeologist.demo.findings import Finding, gather, impact_table, impact_words, shortcomings
 from archaeologist.demo.orchestration import Plan, check_installation
 from archaeologist.demo.processes import DemoFailed, tail
 from archaeologist.errors import UsageError
 from contracts.artifacts import (
+    BlockImpact,
     Coverage,
     GlobalDriftStats,
     GlobalWeightStats,
     LayerDriftStats,
     LayerStats,
+    SkillFinding,
+    SkillImpact,
+    SkillInterval,
     Versions,
 )
 from contracts.messages import encode
@@ -124,3 +130,40 @@ def test_the_tail_of_a_log_is_its_last_lines(tmp_path: Path) -> None:
 
 def test_the_tail_of_no_log_says_so(tmp_path: Path) -> None:
     assert "No such file" in tail(tmp_path / "log")
+
+
+def finding(skill: str, *, used: int, kind: str, p: float | None) -> SkillFinding:
+    interval = SkillInterval(base_step=1, target_step=2, score_change=0.1, is_used=True)
+    return SkillFinding(
+        skill=skill,
+        num_samples=(32, None, 64),
+        intervals=(interval,) * 7,
+        intervals_used=used,
+        support=kind,  # type: ignore[arg-type]  # one of the known words
+        layers=(BlockImpact(layer="model.layers.1", spearman=-0.75, p_adjusted=p),),
+        supports=f"{used} intervals.",
+        does_not_support="Cause.",
+    )
+
+
+def printed(impact: SkillImpact) -> list[str]:
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    console.print(impact_table(impact))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_the_skill_impact_is_shown_as_far_as_its_sample_supports_it() -> None:
+    skills = {
+        "BIN": finding("BIN", used=2, kind="none", p=None),
+        "SY": finding("SY", used=6, kind="exploratory", p=0.04),
+    }
+    impact = SkillImpact(campaign_id="one", hero_id="hero", skills=skills)
+    [little] = [line for line in printed(impact) if "BIN" in line]
+    assert "32 to 64" in little
+    assert "2 of 7" in little
+    assert "nothing yet" in little
+    assert "model.layers.1" not in little
+    [more] = [line for line in printed(impact) if "SY" in line]
+    assert all(part in more for part in ("exploratory", "model.layers.1", "-0.75", "0.040"))
+    assert impact_words(impact) == ["BIN: 2 intervals.", "SY: 6 intervals.", "Cause."]

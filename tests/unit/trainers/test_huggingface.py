@@ -47,11 +47,14 @@ def test_no_log_yet_means_no_metrics() -> None:
 
 def test_a_save_is_announced_with_path_step_metrics_and_scores(tmp_path: Path) -> None:
     [message] = waiting_after_save(
-        callback(skills={"BIN": 0.71, "SY": math.nan}, model_ref="tiny"), tmp_path, log_history=[{"loss": 1.5}]
+        callback(skills={"BIN": 0.71, "SY": math.nan}, skill_samples={"BIN": 32, "SY": 64}, model_ref="tiny"),
+        tmp_path,
+        log_history=[{"loss": 1.5}],
     )
     assert message.checkpoint_path == str(tmp_path / "checkpoint-3")
     assert (message.hero_id, message.campaign_id, message.checkpoint_step) == ("hero", "one", 3)
     assert (message.metrics, message.skills, message.model_ref) == ({"loss": 1.5}, {"BIN": 0.71}, "tiny")
+    assert message.skill_samples == {"BIN": 32}
 
 
 def test_skills_are_read_at_each_save(tmp_path: Path) -> None:
