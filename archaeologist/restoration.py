@@ -86,7 +86,8 @@ def restore_blocks(checkpoint: Path, reference: Path, *, blocks: Sequence[str], 
     _check_output(output)
     target, source = _index(checkpoint), read_index(reference)
     if target.format != "safetensors":
-        msg = f"checkpoint {target.path!r} is no safetensors, only these are rewritten; save it as such first"
+        remedy = "merge it into its base (merge_and_unload)" if target.format == "adapter" else "save it as safetensors"
+        msg = f"checkpoint {target.path!r} is read as {target.format}, only safetensors are rewritten; {remedy} first"
         raise CheckpointFormatUnsupported(msg)
     with Reader(target) as ours, Reader(source) as theirs, whole_folder(output) as folder:
         replacements = _replacements(target, source, blocks=blocks, reader=ours)

@@ -175,3 +175,17 @@ def test_a_write_that_fails_half_way_leaves_nothing(
     assert restore(checkpoint, reference, tmp_path / "out" / "restored") == app.FAILED
     assert "artifact_unwritable" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_is_no_safetensors_is_refused_with_the_way_to_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, reference = pair(tmp_path)
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    torch.save(load_file(checkpoint / "model.safetensors"), pickled / "pytorch_model.bin")
+    assert restore(pickled, reference, tmp_path / "restored") == app.FAILED
+    assert "is read as pytorch, only safetensors are rewritten; save it as safetensors first" in capsys.readouterr().err
+    # As a reference it is as good as any.
+    assert restore(reference, pickled, tmp_path / "restored") == 0
+    check(reference, checkpoint, tmp_path / "restored", f"{BLOCK}.")
