@@ -2,13 +2,13 @@
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from archaeologist.cli.options import Config, NatsUrl, Root, read_settings
 
-A_DAY = 86_400
+A_DAY: Final = 86_400
 
 
 def watch(  # noqa: PLR0917 -- the options of the command

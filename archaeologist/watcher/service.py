@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 import watchfiles
 from msgspec import Struct
+from msgspec.structs import replace
 
 from archaeologist import tasks
 from archaeologist.bus.connection import connected
@@ -106,7 +107,8 @@ class _Watcher:
         if ledger is None:
             ledger = empty
             if watch.only_new:
-                for found in Survey(watch.rules, {}).look(empty):
+                # Without waiting for quiet: one that is in the middle of being written is mostly not whole.
+                for found in Survey(replace(watch.rules, quiet_seconds=0.0), {}).look(empty):
                     ledger = ledger.with_known(found.name, found.fingerprint, message=None)
             file.write(ledger)
         return cls(watch, file, ledger)

@@ -176,7 +176,10 @@ async def test_one_look_without_a_bus_fails_and_the_next_goes_on_with_it(server:
 async def test_only_new_ones_where_that_is_asked(server: Server, tmp_path: Path) -> None:
     watcher = Watcher(server, tmp_path / "root")
     watcher.save(2)
-    async with watcher.running("--only-new"):
+    write_checkpoint(watcher.folder / "checkpoint-3")  # whole as well, though no trainer's last file says so
+    async with watcher.running("--only-new", "--quiet", "0.1"):
         await until(lambda: "watching" in watcher.log_path.read_text(), seconds=30)
         watcher.save(4)
         await until_announced(server, 4)
+        write_checkpoint(watcher.folder / "checkpoint-5", seed=5)
+        await until_announced(server, 4, 5)

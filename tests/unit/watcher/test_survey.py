@@ -6,7 +6,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import structlog
 
+from archaeologist.watcher import survey as module
 from archaeologist.watcher.ledger import MAX_KNOWN, Ledger
 from archaeologist.watcher.survey import Found, Rules, Survey, step_in
 from contracts.messages import CheckpointSaved, encode
@@ -81,6 +83,16 @@ def test_what_is_not_whole_is_not_found_and_said_to_be_unsettled(tmp_path: Path)
     assert list(looking.unsettled) == ["checkpoint-5"]
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": 5}))
     assert names(looking, tmp_path) == ["checkpoint-5"]
+
+
+def test_what_stays_broken_is_told_once_and_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "COMPLAIN_AFTER_SECONDS", 0.0)
+    (write_checkpoint(tmp_path / "checkpoint-5", step=5) / "model.safetensors").write_bytes(b"broken")
+    looking = survey(tmp_path)
+    with structlog.testing.capture_logs() as logs:
+        assert names(looking, tmp_path) == []
+        assert names(looking, tmp_path) == []
+    assert [(entry["event"], entry["code"]) for entry in logs] == [("not announced: not whole", "header_invalid")]
 
 
 def test_what_does_not_match_is_none_of_ours(tmp_path: Path) -> None:
