@@ -89,7 +89,7 @@ async def test_the_demo_trains_analyses_and_shows_what_changed(tmp_path: Path, k
         assert re.search(rf"│ +{step} │ +[01]\.\d\d │ +[01]\.\d\d │ +\d+\.\d{{3}} │", running.output), running.output
     # Thirty-two and sixty-four questions at six checkpoints: what they support is said, and no more.
     for skill, samples in (("BIN", 32), ("SY", 64)):
-        assert re.search(rf"│ +{skill} │ +{samples} │ +\d of 5 │ +(nothing yet|a ranking) │", running.output)
+        assert re.search(rf"│ {skill} +│ +{samples} │ \d of 5 │ (nothing yet|a ranking) +│", running.output)
         assert re.search(rf"^{skill}: \d of 5 intervals between evaluated", running.output, re.MULTILINE)
     assert "Correlation is not cause" in running.output
     artifacts = [read_layer_stats(path) for path in sorted(tmp_path.rglob("*.layer_stats.json"))]
