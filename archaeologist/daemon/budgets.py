@@ -19,7 +19,9 @@ def pins_budget_bytes(settings: Settings) -> int:
     """What pins may hold of checkpoints that are gone."""
     if settings.pins.max_gb is not None:
         return int(settings.pins.max_gb * GIGABYTE)
-    return shutil.disk_usage(settings.root_path).total // SHARE_OF_DISK
+    root = settings.root_path
+    there = next(path for path in (root, *root.parents) if path.exists())
+    return shutil.disk_usage(there).total // SHARE_OF_DISK
 
 
 def sketches_budget_bytes(settings: Settings) -> int:

@@ -34,16 +34,17 @@ async def requeue(bus: Bus, identifiers: Collection[str] = (), *, code: str | No
     Args:
         bus: The connection.
         identifiers: Sequences of dead letters, ids of requests, keys of jobs; empty: every letter.
-        code: Only letters with this error code.
+        code: Of all letters only those with this error code.
 
     Raises:
         JobUnknown: One of the identifiers names nothing that failed.
         BusUnavailable: The server is away.
     """
     desk = _Desk(bus)
-    known = await letters(bus, code=code)
+    known = await letters(bus)
     if not identifiers:
-        return [await desk.requeue_letter(letter, newest=_newest(known)) for letter in known]
+        chosen = [letter for letter in known if code in {None, letter.code}]
+        return [await desk.requeue_letter(letter, newest=_newest(known)) for letter in chosen]
     return [await desk.requeue_named(identifier, known) for identifier in dict.fromkeys(identifiers)]
 
 

@@ -89,12 +89,16 @@ async def test_of_several_letters_of_one_job_the_newest_counts(house: House, mon
     async with house.daemon():
         await house.request("r", checkpoint_step=100)
         await house.until_ended("r")
+        monkeypatch.setenv("CHILD_FATE", "crash")
         (first,) = await requeue(house.bus)
         await house.until_ended(id_of(first))
+        by_code = await requeue(house.bus, code="shard_missing")
         older, newer = await requeue(house.bus)
         await house.until_ended(id_of(newer))
         (named,) = await requeue(house.bus, [str(older.sequence)])
     assert (older.action, newer.action) == ("left_out", "asked")
+    assert (older.code, newer.code) == ("shard_missing", "job_crashed")
+    assert by_code == [older], "what it failed of last is not what was asked for"
     assert f"letter {newer.sequence} is a later one" in str(older.reason)
     assert named.action == "left_out"
 
