@@ -34,7 +34,10 @@ def scores(skill: SkillFinding) -> go.Figure:
         margin={"l": 8, "r": 8, "t": 44, "b": 48},
         title={"text": f"{plain(skill.skill)}: {len(skill.checkpoints)} scores", "x": 0},
         xaxis={"title": {"text": "checkpoint (step)"}},
-        yaxis={"title": {"text": "score"}},
+        yaxis={
+            "title": {"text": "score"},
+            "rangemode": "nonnegative" if all(score >= 0 for score in skill.scores) else "normal",
+        },
     )
     return figure
 

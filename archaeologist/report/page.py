@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from archaeologist import __version__
@@ -152,7 +152,9 @@ def _anchor(found: Finding, blocks: list[str], *, metrics: tuple[str, ...]) -> s
 
 
 def _card(card: Card) -> dict[str, Any]:
-    return {"title": card.title, "value": card.value, "detail": card.detail, "line": list(_lines(card.trend))}
+    # A long name breaks where its words end.
+    value = escape(card.value).replace("_", Markup("_<wbr>"))
+    return {"title": card.title, "value": value, "detail": card.detail, "line": list(_lines(card.trend))}
 
 
 def _lines(trend: tuple[float | None, ...]) -> Iterator[str]:

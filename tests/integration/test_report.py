@@ -5,11 +5,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from playwright.async_api import expect
 
 from archaeologist.errors import BrowserFailed
 from archaeologist.report.browser import screenshot
 from archaeologist.report.page import rendered
-from tests.fixtures.browsers import needed_browser
+from tests.fixtures.browsers import browsing, needed_browser, opened
 from tests.unit.report.test_page import HOSTILE, campaign
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -33,3 +34,17 @@ def test_a_page_that_never_says_it_is_drawn_gives_no_image(tmp_path: Path) -> No
     with pytest.raises(BrowserFailed, match="did not finish drawing"):
         screenshot(path, image, browser=browser)
     assert not image.exists()
+
+
+async def test_a_report_that_is_resized_is_drawn_for_its_width_without_pieces_of_the_other(tmp_path: Path) -> None:
+    path = tmp_path / "r.html"
+    path.write_text(rendered(campaign((HOSTILE, "model.layers.0")), written=NOW), encoding="utf-8")
+    async with browsing() as browser, opened(browser, path.as_uri()) as tab:
+        texts = tab.page.locator("#strata-plot .infolayer text")
+        await expect(tab.page.locator("html[data-drawn]")).to_be_attached()
+        before = await texts.all_text_contents()
+        for width, narrow in ((500, "true"), (1280, "false")):
+            await tab.page.set_viewport_size({"width": width, "height": 900})
+            await expect(tab.page.locator(f"#strata-plot[data-narrow={narrow}]")).to_be_attached()
+        await expect(texts).to_have_text(before)
+        assert tab.troubles == []

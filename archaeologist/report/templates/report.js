@@ -43,6 +43,10 @@
     const name = frame === strata ? `strata-${metric.value}` : frame.dataset.figure;
     const figure = read(name);
     const template = themes[light.matches ? "light" : "dark"];
+    const narrow = String(isNarrow(frame));
+    // Plotly leaves pieces of a scale behind when it moves from one side to another.
+    if (frame.dataset.narrow !== narrow) Plotly.purge(frame);
+    frame.dataset.narrow = narrow;
     const layout = narrowed(frame, { ...figure.layout, template, autosize: true });
     if (frame.closest("#layers")) {
       // Its heading says the same.
@@ -72,11 +76,15 @@
     }
   }
   light.addEventListener("change", drawAll);
-  let width = innerWidth;
-  addEventListener("resize", () => {
-    if ((innerWidth < NARROW + 40) !== (width < NARROW + 40)) drawAll();
-    width = innerWidth;
+  // Drawn again where a frame crosses the width at which its layout changes.
+  const widths = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      if (target.clientWidth && target.dataset.narrow !== String(isNarrow(target))) draw(target);
+    }
   });
   // Whoever makes an image of the report needs to know that it is drawn, and how high.
-  drawAll().then(() => { document.documentElement.dataset.drawn = String(document.documentElement.scrollHeight); });
+  drawAll().then(() => {
+    document.documentElement.dataset.drawn = String(document.documentElement.scrollHeight);
+    for (const frame of frames) widths.observe(frame);
+  });
 })();

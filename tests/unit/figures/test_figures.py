@@ -106,6 +106,11 @@ def skill(**fields: Any) -> SkillFinding:
     )
 
 
+def test_scores_that_are_all_nothing_do_not_go_below_it() -> None:
+    assert scores(skill(scores=(0.0, 0.0, 0.0))).layout.yaxis.rangemode == "nonnegative"
+    assert scores(skill(scores=(-1.0, 0.0, 2.0))).layout.yaxis.rangemode == "normal"
+
+
 def test_a_skill_s_sample_size_stands_in_the_title() -> None:
     assert impact(skill()).layout.title.text == "BIN&lt;b&gt;: 4 intervals, a ranking only"
     assert list(impact(skill()).data[0].x) == [0.5] * 4
