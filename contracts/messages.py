@@ -322,7 +322,7 @@ class GpuOptions(Struct, frozen=True, kw_only=True):
 class NeighbourOptions(Struct, frozen=True, kw_only=True):
     """How a job stands back for others on its machine; not part of a job's key."""
 
-    nice: Annotated[int, Meta(ge=0, le=19)] = 10
+    nice: Annotated[int, Meta(ge=0, le=19)] = 5
     """The process's niceness: inference on the same machine goes first."""
     io: Literal["normal", "low", "idle"] = "low"
     """Priority of its reads at the disk: as everybody's; the lowest of the best-effort class; only when nobody else

@@ -19,10 +19,12 @@ from archaeologist.bench.baseline import MEMORY
 from archaeologist.bench.processes import Run, run_baseline, run_child, run_printing
 from archaeologist.errors import ArchaeologistError
 from archaeologist.probes.sets import load
-from contracts.messages import DEFAULT_PROBES, Excavation
+from contracts.messages import DEFAULT_PROBES, Excavation, NeighbourOptions
 
 RATES: Final = (sys.executable, "-m", "archaeologist.excavation.rates")
 COLD_ROUNDS: Final = 3
+EAGER: Final = NeighbourOptions(nice=0, io="normal")
+"""As all the others that are measured: on a machine that somebody uses, priority would decide the comparison."""
 START_TOKENS: Final = 64
 """Probe tokens of the run whose start with activations is taken: what comes after it does not count."""
 
@@ -92,8 +94,8 @@ class _Measurement:
             artifact_path=str(scratch / "artifact.json"),
             sketch_path=str(scratch / "sketch.safetensors"),
             threads=asked.threads,
+            neighbour=EAGER,
         )
-        self._niceness = self._excavation.neighbour.nice
         files = disk.weight_files(*subject.folders)
         self._bytes = sum(file.stat().st_size for file in files)
         self._left_out: dict[str, str] = {}
@@ -140,9 +142,8 @@ class _Measurement:
         return run_child(self._excavation, cache=self._cache)
 
     def _rates(self, what: str) -> dict[str, float]:
-        # As nice as the child makes itself: on a machine that others use, priority would decide the comparison.
-        command = ("nice", "-n", str(self._niceness), *RATES, what, *map(str, self._subject.folders))
-        return run_printing((*command, "--threads", str(self._asked.threads))).seconds
+        command = (*RATES, what, *map(str, self._subject.folders), "--threads", str(self._asked.threads))
+        return run_printing(command).seconds
 
     def _rounds(self) -> tuple[list[float], list[Run], list[Run]]:
         """Rates of reading, runs of the child and of the baseline, one of each in turn."""
@@ -156,7 +157,7 @@ class _Measurement:
             runs.append(self._ours())
             if has_specification:
                 try:
-                    theirs.append(run_baseline(self._subject.folders, niceness=self._niceness))
+                    theirs.append(run_baseline(self._subject.folders))
                 except ArchaeologistError as error:
                     has_specification = False
                     theirs.clear()
@@ -189,7 +190,7 @@ class _Measurement:
             self._say(f"cold, round {number} of {rounds}")
             try:
                 disk.drop(files)
-                dd = self._bytes / disk.dd_seconds(files, niceness=self._niceness) / 1e9
+                dd = self._bytes / disk.dd_seconds(files) / 1e9
                 disk.drop(files)
             except OSError as error:
                 self._left_out["cold"] = str(error)

@@ -101,17 +101,16 @@ def run_child(excavation: Excavation, *, cache: Path) -> Run:
     )
 
 
-def run_baseline(folders: Sequence[Path], *, niceness: int) -> Run:
+def run_baseline(folders: Sequence[Path]) -> Run:
     """One run of the specification's approach.
 
     Args:
         folders: The target's, and the reference's where there is one.
-        niceness: The child's: on a machine that others use, priority would decide the comparison.
 
     Raises:
         JobCrashed: It failed.
     """
-    command = ["nice", "-n", str(niceness), sys.executable, "-W", "ignore", "-c", SPECIFICATION]
+    command = [sys.executable, "-W", "ignore", "-c", SPECIFICATION]
     return run_printing([*command, *map(str, folders)], {"HF_HUB_OFFLINE": "1"})
 
 

@@ -86,7 +86,8 @@ class Survey(Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     timings: dict[str, float] = {}
     """Seconds by stage: load (the compiled code), open (headers, fingerprints, ties), model (building it and reading
-    the probes), walk (with the forward pass), head; and of the walk's threads, as ``Walk.timings`` has them."""
+    the probes), walk (with the forward pass), head; of the walk's threads as ``Walk.timings`` has them, of the forward
+    passes as ``Lockstep.timings``."""
 
 
 def survey(excavation: Excavation, on_progress: OnProgress, *, is_reference_needed: bool) -> Survey:

@@ -131,6 +131,10 @@ class Probing:
         """The blocks whose bytes the models take from the walk."""
         return self._lockstep.needed()
 
+    def timings(self) -> dict[str, float]:
+        """Seconds of the forward passes by stage, as ``Lockstep`` has them."""
+        return self._lockstep.timings
+
     def through(self, blocks: Iterator[BlockResult]) -> Iterator[BlockResult]:
         """The walk's blocks, each after the models ran through it.
 

@@ -9,6 +9,7 @@ fails, the walk goes on without it.
 """
 
 import contextlib
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -260,6 +261,9 @@ class Lockstep:
         """
         self.failure: str | None = None
         """Why the forward pass ended early."""
+        self.timings = dict.fromkeys(("forward_copy", "forward_place", "forward_run", "forward_statistics"), 0.0)
+        """Seconds: copying blocks ahead to a GPU, putting weights in place, running the passes, looking at what they
+        gave. A GPU computes on by itself, so that its time is partly that of whoever waits for it next."""
         self._target = target
         self._reference = reference
         self._sides = [target, *([reference] if reference else [])]
@@ -301,8 +305,15 @@ class Lockstep:
             self._forget(present)
 
     def _copy(self, block: BlockResult) -> None:
-        for side in self._sides:
-            side.copy_ahead(block.block.name, block.target if side is self._target else block.reference)
+        with self._timed("forward_copy"):
+            for side in self._sides:
+                side.copy_ahead(block.block.name, block.target if side is self._target else block.reference)
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.timings[stage] += time.perf_counter() - started
 
     def _forget(self, block: BlockResult) -> None:
         for side in self._sides:
@@ -347,10 +358,13 @@ class Lockstep:
         sides = [side for side in self._sides if name in side.model.units and side.waiting_for() == name]
         at_hand = result if result is not None and result.block.name == name else None
         with contextlib.ExitStack() as stack:
-            for side in sides:
-                stack.enter_context(side.placed(side.model.units[name], self._bytes(side, at_hand)))
-            self._step(sides, name)
-        self._tell(name, [side.take(name) if side in sides else None for side in self._sides])
+            with self._timed("forward_place"):
+                for side in sides:
+                    stack.enter_context(side.placed(side.model.units[name], self._bytes(side, at_hand)))
+            with self._timed("forward_run"):
+                self._step(sides, name)
+        with self._timed("forward_statistics"):
+            self._tell(name, [side.take(name) if side in sides else None for side in self._sides])
 
     def _bytes(self, side: Side, block: BlockResult | None) -> Mapping[str, Bytes]:
         # A guest's were copied ahead, and the walk has used their memory again.
