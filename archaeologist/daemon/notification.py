@@ -11,9 +11,9 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -40,6 +40,10 @@ PASSING: Final = frozenset({408, 425, 429})
 """Status codes below 500 after which asking again makes sense."""
 
 
+Teller = Callable[[Event], Awaitable[None]]
+"""Tells one event, or raises ``NotTold``."""
+
+
 class NotTold(Exception):
     """The command or the webhook did not take it."""
 
@@ -47,13 +51,6 @@ class NotTold(Exception):
         super().__init__(reason)
         self.is_final = is_final
         """Trying again would give the same."""
-
-
-class Teller(Protocol):
-    """Something that can be told."""
-
-    async def __call__(self, event: Event) -> None:
-        """Tells it, or raises ``NotTold``."""
 
 
 class Notification:

@@ -14,6 +14,7 @@ import httpx
 import nats
 import pytest
 from msgspec.structs import replace
+from nats.js import api
 
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.bus import connection, topology
@@ -32,7 +33,7 @@ from tests.fixtures.checkpoints import write_checkpoint
 from tests.fixtures.kernels import share_kernels
 from tests.fixtures.programs import Daemon
 from tests.fixtures.servers import Server
-from tests.fixtures.waiting import until
+from tests.fixtures.waiting import until, until_asked
 from tests.fixtures.web import served
 from tests.integration.daemon.house import with_quick_children
 from tests.integration.deploy.conftest import DEPLOY, Guarded, server_variables
@@ -146,6 +147,8 @@ async def test_jobs_are_asked_for_seen_refused_and_cancelled_over_http(
         first, second = (str(answer["job_id"]) for answer in asked)
         await until_state(client, first, "running")
         assert (await client.get("/api/status")).json()["queue"]["layer_stats"] == {"waiting": 1, "in_flight": 1}
+        assert (await client.get("/api/workers")).json()["count"] == 1
+        assert 'state="in_flight"' in (await client.get("/metrics")).text
         refused = await client.post("/api/jobs", json={"hero_id": HERO, "campaign_id": CAMPAIGN, "checkpoint_step": 9})
         assert refused.json()["accepted"] is False
         # What was refused is asked for again once its checkpoint is there.
@@ -302,6 +305,23 @@ async def test_a_role_publishes_and_hears_what_its_work_needs_and_nothing_else(g
     heard = {name for name in LISTENED if f'subscription to "{name.lower()}"' not in text}
     assert published == MAY_PUBLISH[role]
     assert heard == {*MAY_SUBSCRIBE[role], f"{inbox_prefix(role)}.>"}
+
+
+async def test_a_reader_can_have_events_copied_elsewhere_as_the_page_says(guarded: Guarded) -> None:
+    """Where a later server refuses this, docs/operations.md and the comments of the file can be kinder."""
+    copying = api.ConsumerConfig(
+        name="copies", deliver_subject=subjects.CHECKPOINT_SAVED, ack_policy=api.AckPolicy.NONE
+    )
+    async with connected(guarded.bus("battle-log"), name="reader") as reader:
+        await reader.jetstream.add_consumer(subjects.BATTLE_LOG, copying)
+        async with connected(guarded.bus("worker"), name="worker") as worker:
+            await worker.jetstream.publish(subjects.ANALYSIS_STARTED, b"an event")
+    async with connected(guarded.bus("admin"), name="admin") as admin:
+
+        async def is_copied() -> bool:
+            return int((await admin.jetstream.stream_info(subjects.CHECKPOINTS)).state.messages) == 1
+
+        await until_asked(is_copied)
 
 
 async def test_nobody_comes_in_without_a_key(guarded: Guarded, tmp_path: Path) -> None:
