@@ -16,7 +16,7 @@ def watch(  # noqa: PLR0917 -- the options of the command
     hero: Annotated[str | None, typer.Option("--hero", help="Default: from DIR, campaigns/HERO/CAMPAIGN/….")] = None,
     campaign: Annotated[str | None, typer.Option("--campaign", help="Default: as with --hero.")] = None,
     pattern: Annotated[
-        str, typer.Option("--pattern", help="Names of checkpoints, folders or .safetensors files.", metavar="GLOB")
+        str, typer.Option("--pattern", help="Names of checkpoints, folders or weight files.", metavar="GLOB")
     ] = "checkpoint-*",
     quiet: Annotated[
         float,

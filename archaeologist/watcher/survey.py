@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from archaeologist.checkpoints.fingerprint import fingerprint
 from archaeologist.checkpoints.index import read_index
+from archaeologist.checkpoints.layout import WEIGHT_SUFFIXES
 from archaeologist.checkpoints.readiness import Look, Mark, Stillness, is_ready, look, marks_of
 from archaeologist.checkpoints.steps import MAX_TRAINER_STATE_BYTES, TRAINER_STATE, step_of
 from archaeologist.errors import CheckpointError, PathOutsideRoot
@@ -35,6 +36,8 @@ COMPLAIN_AFTER_SECONDS: Final = 60.0
 """A checkpoint that has not changed for so long and is not whole is told once."""
 
 _NUMBER: Final = re.compile(r"[0-9]{1,15}")
+_STEP: Final = re.compile(r"step[^0-9A-Za-z]?([0-9]{1,15})", re.IGNORECASE)
+"""Lightning's ``epoch=2-step=140-v1.ckpt``: the last number need not be it."""
 
 
 class Rules(Struct, frozen=True, kw_only=True):
@@ -132,12 +135,12 @@ def candidates(rules: Rules) -> list[Path]:
     except OSError:
         return []
     paths = [rules.folder / name for name in names]
-    kept = [path for path in paths if path.is_dir() or path.suffix == ".safetensors"]
+    kept = [path for path in paths if path.is_dir() or path.suffix in WEIGHT_SUFFIXES]
     return sorted(kept, key=lambda path: (_number_in(path.name) or 0, path.name))
 
 
 def step_in(path: Path) -> int | None:
-    """A checkpoint's step: as everywhere else, or the last number in its name."""
+    """A checkpoint's step: as everywhere else, or what its name calls so, or the last number in there."""
     known = step_of(path) if path.is_dir() else None
     return _number_in(path.name) if known is None else known
 
@@ -177,5 +180,7 @@ def _metrics(path: Path) -> dict[str, float]:
 
 
 def _number_in(name: str) -> int | None:
-    numbers = _NUMBER.findall(name.removesuffix(".safetensors"))
+    if match := _STEP.search(name):
+        return int(match[1])
+    numbers = _NUMBER.findall(name)
     return int(numbers[-1]) if numbers else None

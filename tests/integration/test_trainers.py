@@ -10,6 +10,7 @@ from typing import Final
 
 import pytest
 
+from archaeologist.checkpoints.index import read_index
 from contracts.messages import CheckpointSaved
 from tests.fixtures.announcements import announced, evaluated, make_streams
 from tests.fixtures.programs import UNMEASURED
@@ -118,6 +119,13 @@ async def test_other_trainers_announce_each_save_once(server: Server, tmp_path: 
         "loop": SAVED,
         "later": [None, None],
     }
+    # Lightning's own files are announced by the watcher, and read.
+    place = tmp_path / "campaigns" / "tiny" / "lightning" / "own"
+    watching = ("-m", "archaeologist", "watch", str(place), "--pattern", "*.ckpt", "--quiet", "0", "--once")
+    await run(*watching, "--root", str(tmp_path), url=server.url, root=tmp_path)
+    own = (await by_campaign(server))["lightning"][len(SAVED) :]
+    assert steps(own) == SAVED
+    assert all(read_index(Path(message.checkpoint_path)).format == "pytorch" for message in own)
     assert all(set(message.metrics) == {"train_loss"} for message in found["lightning"])
     assert all(set(message.metrics) == {"loss"} for message in found["loop"])
     for messages in found.values():

@@ -111,9 +111,16 @@ def test_single_files_are_checkpoints_where_the_pattern_says_so(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("name", "step"), [("checkpoint-5", 5), ("epoch=2-step=140", 140), ("iter_0001000", 1000), ("final", None)]
+    ("name", "step"),
+    [
+        ("checkpoint-5", 5),
+        ("epoch=2-step=140-v1.ckpt", 140),
+        ("global_step70", 70),
+        ("iter_0001000", 1000),
+        ("final", None),
+    ],
 )
-def test_a_step_is_the_last_number_of_a_name(tmp_path: Path, name: str, step: int | None) -> None:
+def test_a_step_is_what_a_name_calls_so_or_its_last_number(tmp_path: Path, name: str, step: int | None) -> None:
     assert step_in(tmp_path / name) == step
 
 
