@@ -64,6 +64,9 @@ class RequestRecord(Struct, frozen=True, kw_only=True):
 
     request_id: RequestId
     state: RequestState
+    """received: decided, and what was decided is being carried out."""
+    job: Job | None = None
+    """While received: the job that was decided on, the same for whoever carries it out."""
     job_key: JobKey | None = None
     error: EventError | None = None
     digest: str | None = None

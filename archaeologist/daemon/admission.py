@@ -50,21 +50,27 @@ class Admission:
         self._settings = settings
         self._pins = PinBudget(settings)
 
-    async def admit(self, request: AnalysisRequested, *, request_id: RequestId, received: Any) -> JobRecord:
-        """The record of the request's job, new or joined, with its message on the queue.
+    async def decide(self, request: AnalysisRequested, *, request_id: RequestId, received: Any) -> Job:
+        """The job that a request asks for, as things stand now; only its checkpoints are pinned.
 
         Raises:
-            PermanentError: The request is inadmissible; nothing was queued.
+            PermanentError: The request is inadmissible.
         """
         folder = CampaignFolder.of(self._settings.root_path, request.hero_id, request.campaign_id)
         job = await self._job(request, folder, request_id=request_id, received=received)
-        record = await self._record(job, request_id=request_id, force=request.force)
-        if job.job_type == "layer_stats":
+        is_known = await self._books.jobs.get(job.job_key) is not None
+        return job if is_known else await self._within_limits(job)
+
+    async def admit(self, job: Job, *, request_id: RequestId, force: bool = False) -> JobRecord:
+        """The record of a job, new or joined by the request, with its message on the queue."""
+        job = await asyncio.to_thread(_readable, job)
+        record = await self._record(job, request_id=request_id, force=force)
+        if job.job_type == "layer_stats" and record.state not in {"failed", "cancelled"}:
             await self._mark_admitted(record.job)
         return record
 
-    async def repeated(self, entry: SeenCheckpoint, *, request_id: RequestId) -> JobRecord | None:
-        """The job already made for an announced checkpoint, joined; None where there is none for these bytes.
+    async def repeated(self, entry: SeenCheckpoint) -> Job | None:
+        """The job already made for an announced checkpoint; None where there is none for these bytes.
 
         By then the policy may name another reference, which would make another job of the same announcement.
         """
@@ -73,7 +79,7 @@ class Admission:
         known = await self._books.jobs.get(entry.job_key)
         if known is None or not await asyncio.to_thread(self._is_unchanged, entry, known.value.job.target):
             return None
-        return await self._join(known.value.job, request_id=request_id)
+        return known.value.job
 
     def _is_unchanged(self, entry: SeenCheckpoint, analysed: Side) -> bool:
         """Whether a checkpoint still has the bytes that its job was made for; gone counts as unchanged. Blocking."""
@@ -241,7 +247,6 @@ class Admission:
         now = datetime.now(UTC)
         entry = await self._books.jobs.get(job.job_key)
         if entry is None:
-            job = await self._within_limits(job)
             fresh = lifecycle.queued(job, request_id=request_id, now=now)
             if (revision := await self._books.jobs.create(job.job_key, fresh)) is not None:
                 await self._put_first(fresh, revision)
@@ -360,6 +365,16 @@ class Admission:
                 record or empty, job.target.step, path=job.target.path, job_key=job.job_key, state="admitted"
             ),
         )
+
+
+def _readable(job: Job) -> Job:
+    """The job with its checkpoints read in place where a pin went since it was decided on. Blocking."""
+
+    def there(side: Side) -> Side:
+        is_gone = not Path(side.read_path).exists() and Path(side.path).exists()
+        return replace(side, read_path=side.path) if is_gone else side
+
+    return replace(job, target=there(job.target), reference=there(job.reference) if job.reference else None)
 
 
 def _is_higher(one: str, other: str) -> bool:

@@ -1,8 +1,8 @@
 """The daemon's ear: messages from trainers and people become jobs, skipped checkpoints or refusals.
 
 Whatever comes, the loop goes on: a message that cannot be used becomes one ``analysis.failed`` and one dead letter. A
-message is acknowledged only when everything that follows from it is recorded, so it may be handled twice; each step
-gives the same the second time.
+message is acknowledged only when everything that follows from it is recorded, so it may be handled twice. What is to be
+done is decided once and written down before it is done; each step gives the same the second time.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import structlog
+from msgspec.structs import replace
 
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.bus.connection import Bus
@@ -26,11 +27,11 @@ from archaeologist.daemon.lifecycle import stamp
 from archaeologist.daemon.locating import resolve
 from archaeologist.daemon.summarizing import keep_scores
 from archaeologist.daemon.waiting import Waiting
-from archaeologist.errors import ArchaeologistError, CheckpointNotReady, InternalError, PermanentError, RequestIdReused
+from archaeologist.errors import CheckpointNotReady, InternalError, PermanentError, RequestIdReused, TemporaryError
 from archaeologist.settings import Settings
 from contracts import subjects
-from contracts.messages import AnalysisRequested, CheckpointSaved, EventError, RequestId, SkillEvaluated
-from contracts.records import CampaignRecord, JobRecord, RequestRecord, SeenCheckpoint
+from contracts.messages import AnalysisRequested, CheckpointSaved, EventError, Job, RequestId, SkillEvaluated
+from contracts.records import CampaignRecord, RequestRecord, SeenCheckpoint
 from contracts.ulid import ulid_from
 
 log = structlog.get_logger(__name__)
@@ -54,45 +55,52 @@ class Intake:
         """
         request_id = request_id_of(received.data) or _id_from(received)
         with structlog.contextvars.bound_contextvars(request_id=request_id):
-            await self._handle(received, request_id=request_id)
-
-    async def _handle(self, received: Received, *, request_id: RequestId) -> None:
-        try:
-            if await self._is_settled(request_id, received):
-                await received.ack()
+            try:
+                decided = await self._decided(received, request_id=request_id)
+            except CheckpointNotReady as reason:
+                await log.ainfo("waiting for a checkpoint", subject=received.subject, reason=str(reason))
+                await received.nak(self._waiting.pause_seconds(received.time))
                 return
-            message = decode(received.subject, received.data)
-            outcome = await self._admit(message, request_id=request_id, received=received)
-        except PermanentError as error:
-            await self._refuse(error, request_id=request_id, received=received)
-            return
-        except CheckpointNotReady as reason:
-            await log.ainfo("waiting for a checkpoint", subject=received.subject, reason=str(reason))
-            await received.nak(self._waiting.pause_seconds(received.time))
-            return
-        except ArchaeologistError:
-            raise
-        except Exception as error:  # noqa: BLE001 -- see the comment
-            # A defect of ours must not stop the loop, and repeating the message would repeat the defect.
-            await log.aexception("intake failed", subject=received.subject, sequence=received.sequence)
-            msg = f"{type(error).__name__}: {error}; this is a defect, the daemon's log has the traceback"
-            await self._refuse(InternalError(msg), request_id=request_id, received=received)
-            return
-        await self._settle(outcome, received)
+            if decided.digest != _digest(received):
+                decided = await self._reused(received, request_id=request_id)
+            await self._end(decided, received)
 
-    async def _is_settled(self, request_id: RequestId, received: Received) -> bool:
-        """Whether this very message was handled before.
+    async def _end(self, decided: RequestRecord, received: Received) -> None:
+        """Carries out what was decided, if that is not done yet."""
+        if decided.state != "received":
+            await received.ack()
+        elif decided.job is None:
+            await self._refuse(decided, received)
+        else:
+            await self._queue(decided, decided.job, received)
 
-        Raises:
-            RequestIdReused: The id belongs to another message.
-        """
+    # First what is to be done is written down. A daemon may die or freeze while it is carried out; whoever takes the
+    # message then, or wakes up with it, does the same, although by now another reference, or none, would be chosen.
+
+    async def _decided(self, received: Received, *, request_id: RequestId) -> RequestRecord:
+        """What was decided about a request, first by whomever; another message may have had its id before."""
         entry = await self._books.requests.get(request_id)
-        if entry is None:
-            return False
-        if entry.value.digest != _digest(received):
-            msg = f"request_id {request_id!r} was used for another request; use a new id for each request"
-            raise RequestIdReused(msg)
-        return True
+        if entry is not None:
+            return entry.value
+        return await self._first(await self._decision(received, request_id=request_id))
+
+    async def _reused(self, received: Received, *, request_id: RequestId) -> RequestRecord:
+        """The refusal of a message that came under another one's id, under an id of its own."""
+        msg = f"request_id {request_id!r} was used for another request; use a new id for each request"
+        return await self._first(_refused(RequestIdReused(msg), received, request_id=_id_from(received)))
+
+    async def _first(self, decision: RequestRecord) -> RequestRecord:
+        stands = await self._books.requests.change(decision.request_id, lambda record: record or decision)
+        return stands or decision
+
+    async def _decision(self, received: Received, *, request_id: RequestId) -> RequestRecord:
+        try:
+            message = decode(received.subject, received.data)
+            return await self._admit(message, request_id=request_id, received=received)
+        except TemporaryError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- see _coded
+            return _refused(await _coded(error, received), received, request_id=request_id)
 
     async def _admit(self, message: Message, *, request_id: RequestId, received: Received) -> RequestRecord:
         if isinstance(message, CheckpointSaved):
@@ -150,8 +158,8 @@ class Intake:
         decision = policy.decide(entry, rules)
         if not decision.is_wanted:
             return self._skipped(request_id, received, decision.reason)
-        if record := await self._admission.repeated(entry, request_id=request_id):
-            return self._accepted(record, request_id=request_id, received=received)
+        if job := await self._admission.repeated(entry):
+            return _to_do(job, received, request_id=request_id)
         request = AnalysisRequested(
             hero_id=message.hero_id,
             campaign_id=message.campaign_id,
@@ -165,17 +173,10 @@ class Intake:
 
     async def _accept(self, request: AnalysisRequested, *, request_id: RequestId, received: Received) -> RequestRecord:
         await self._until_whole(request, received)
-        record = await self._admission.admit(
+        job = await self._admission.decide(
             request, request_id=request_id, received=announcements.as_received(received.data)
         )
-        await log.ainfo(
-            "accepted",
-            request_id=request_id,
-            job_key=record.job.job_key,
-            step=record.job.target.step,
-            state=record.state,
-        )
-        return self._accepted(record, request_id=request_id, received=received)
+        return _to_do(job, received, request_id=request_id)
 
     async def _until_whole(self, request: AnalysisRequested, received: Received) -> None:
         """Nothing, once what is asked for may be examined.
@@ -189,15 +190,6 @@ class Intake:
         for path, step in _asked_for(request):
             found, _ = resolve(self._settings, folder, path=path, step=step)
             await asyncio.to_thread(self._waiting.check, found, since=received.time, is_announced=is_announced)
-
-    def _accepted(self, record: JobRecord, *, request_id: RequestId, received: Received) -> RequestRecord:
-        return RequestRecord(
-            request_id=request_id,
-            state="accepted",
-            job_key=record.job.job_key,
-            digest=_digest(received),
-            at=stamp(datetime.now(UTC)),
-        )
 
     async def _change_campaign(self, message: CheckpointSaved | SkillEvaluated, step: Any) -> CampaignRecord:
         empty = CampaignRecord(hero_id=message.hero_id, campaign_id=message.campaign_id)
@@ -214,28 +206,77 @@ class Intake:
             at=stamp(datetime.now(UTC)),
         )
 
-    async def _settle(self, outcome: RequestRecord, received: Received) -> None:
-        await self._books.requests.create(outcome.request_id, outcome)
+    # Then it is carried out, each step repeatable, and the message ends.
+
+    async def _queue(self, decided: RequestRecord, job: Job, received: Received) -> None:
+        message = decode(received.subject, received.data)
+        force = isinstance(message, AnalysisRequested) and message.force
+        try:
+            record = await self._admission.admit(job, request_id=decided.request_id, force=force)
+        except TemporaryError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- see _coded
+            refusal = _refused(await _coded(error, received), received, request_id=decided.request_id)
+            await self._end(await self._instead(decided, refusal), received)
+            return
+        await log.ainfo(
+            "accepted",
+            request_id=decided.request_id,
+            job_key=record.job.job_key,
+            step=record.job.target.step,
+            state=record.state,
+        )
+        await self._instead(decided, replace(decided, state="accepted", job=None, job_key=record.job.job_key))
         await received.ack()
 
-    async def _refuse(self, error: ArchaeologistError, *, request_id: RequestId, received: Received) -> None:
-        """Dead letter, ``analysis.failed``, the record, the end of the message: in this order, each repeatable."""
-        if isinstance(error, RequestIdReused):
-            request_id = _id_from(received)
-        reason = EventError(code=error.code, message=str(error))
+    async def _refuse(self, decided: RequestRecord, received: Received) -> None:
+        """Dead letter, ``analysis.failed``, the record, the end of the message."""
+        request_id = decided.request_id
+        reason = decided.error or EventError(code=InternalError.code, message="no reason recorded")
         event = announcements.refused(reason, request_id=request_id, body=received.data, now=datetime.now(UTC))
         await bury(self._bus, received.data, origin=Origin.of(received), error=reason, message_id=f"{request_id}:dead")
         await announce(self._bus, event, message_id=f"{request_id}:refused")
-        outcome = RequestRecord(
-            request_id=request_id,
-            state="refused",
-            error=reason,
-            digest=_digest(received),
-            at=stamp(datetime.now(UTC)),
+        await self._instead(decided, replace(decided, state="refused"))
+        await log.awarning("refused", request_id=request_id, code=reason.code, reason=reason.message)
+        await received.term(reason.code)
+
+    async def _instead(self, decided: RequestRecord, outcome: RequestRecord) -> RequestRecord:
+        """What stands once the outcome took the decision's place, if that was still there."""
+        stands = await self._books.requests.change(
+            decided.request_id, lambda record: outcome if record is None or record == decided else record
         )
-        await self._books.requests.create(request_id, outcome)
-        await log.awarning("refused", request_id=request_id, code=error.code, reason=str(error))
-        await received.term(error.code)
+        return stands or outcome
+
+
+async def _coded(error: Exception, received: Received) -> PermanentError:
+    """Why a message cannot be used. A defect of ours must not stop the loop, and repeating would repeat the defect."""
+    if isinstance(error, PermanentError):
+        return error
+    await log.aexception("intake failed", subject=received.subject, sequence=received.sequence)
+    return InternalError(f"{type(error).__name__}: {error}; this is a defect, the daemon's log has the traceback")
+
+
+def _to_do(job: Job, received: Received, *, request_id: RequestId) -> RequestRecord:
+    """The decision to run a job, or to join it."""
+    return RequestRecord(
+        request_id=request_id,
+        state="received",
+        job=job,
+        job_key=job.job_key,
+        digest=_digest(received),
+        at=stamp(datetime.now(UTC)),
+    )
+
+
+def _refused(error: PermanentError, received: Received, *, request_id: RequestId) -> RequestRecord:
+    """The decision to refuse a message."""
+    return RequestRecord(
+        request_id=request_id,
+        state="received",
+        error=EventError(code=error.code, message=str(error)),
+        digest=_digest(received),
+        at=stamp(datetime.now(UTC)),
+    )
 
 
 def _asked_for(request: AnalysisRequested) -> Iterator[tuple[str | None, int | None]]:

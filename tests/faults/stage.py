@@ -54,6 +54,7 @@ class Box:
         self.name = name
         self.proxy = Proxy(server.port)
         self._lock = asyncio.Lock()
+        self._is_wanted = True
         environment = {**ENVIRONMENT, "ARCHAEOLOGIST_WORKER__NAME": name, **more}
         self.daemon = Daemon(
             root=root,
@@ -66,13 +67,15 @@ class Box:
     @property
     def has_died(self) -> bool:
         """Whether it ended although nobody here told it to."""
-        return not self._lock.locked() and not self.daemon.is_running
+        return self._is_wanted and not self.daemon.is_running
 
     async def replace(self) -> None:
         """Kill -9 and a new one."""
         async with self._lock:
+            self._is_wanted = False
             await self.daemon.kill()
             await self.daemon.start()
+            self._is_wanted = True
 
     async def stop(self) -> None:
         """SIGTERM, and waits until it is gone; it is thawed first if it is frozen, for a frozen one hears nothing.
@@ -81,6 +84,7 @@ class Box:
             TimeoutError: It did not end.
         """
         async with self._lock:
+            self._is_wanted = False
             if self.daemon.is_running:
                 await self.daemon.signal(signal.SIGCONT)
                 await self.daemon.stop()

@@ -19,13 +19,14 @@ from archaeologist.daemon.admission import Admission
 from archaeologist.daemon.books import Books
 from archaeologist.settings import BusSettings, Settings
 from contracts.artifacts import LayerDrift, LayerStats
-from contracts.messages import AnalysisRequested, CampaignId, Event, HeroId, RequestId
+from contracts.messages import AnalysisRequested, CampaignId, Event, HeroId
 from contracts.records import JobRecord
 from tests.fixtures.checkpoints import drifted, qwen3_tensors, write_checkpoint
 from tests.fixtures.kernels import share_kernels
 from tests.fixtures.programs import Daemon
 from tests.fixtures.servers import Server, free_port
 from tests.fixtures.waiting import until
+from tests.integration.daemon.house import queue_job
 
 STEPS = (100, 200, 300)
 BUS_CHECKS = {"bus", "streams", "clock", "pins"}
@@ -359,7 +360,7 @@ async def queue_a_job(root: Path, url: str) -> str:
     request = AnalysisRequested(hero_id=HeroId("dio"), campaign_id=CampaignId("c1"), checkpoint_step=100)
     async with connected(settings.bus, name="test") as bus:
         admission = Admission(Books.on(bus), settings)
-        return (await admission.admit(request, request_id=RequestId("R1"), received={})).job.job_key
+        return (await queue_job(admission, request, request_id="R1")).job.job_key
 
 
 # up.

@@ -18,6 +18,7 @@ from archaeologist.bus.log import events
 from archaeologist.bus.publisher import publish
 from archaeologist.bus.topology import ensure
 from archaeologist.daemon import service
+from archaeologist.daemon.admission import Admission
 from archaeologist.daemon.books import Books
 from archaeologist.daemon.child import COMMAND
 from archaeologist.settings import (
@@ -28,7 +29,7 @@ from archaeologist.settings import (
     Settings,
     WorkerSettings,
 )
-from contracts.messages import Event
+from contracts.messages import AnalysisRequested, Event, RequestId
 from contracts.records import JobRecord, RequestRecord
 from contracts.ulid import new_ulid
 from tests.fixtures import child
@@ -116,7 +117,8 @@ class House:
                 request = await self.books.requests.get(request_id)
                 key = request.value.job_key if request else None
                 job = await self.books.jobs.get(key) if key else None
-                if request is not None and (job is None or job.value.event_sequence is not None):
+                is_settled = request is not None and request.value.state != "received"
+                if request is not None and is_settled and (job is None or job.value.event_sequence is not None):
                     return request.value, job.value if job else None
                 await asyncio.sleep(0.05)
 
@@ -125,6 +127,12 @@ class House:
         async with asyncio.timeout(PATIENCE_SECONDS):
             while await self.books.queue.subjects():  # noqa: ASYNC110 -- another process's stream
                 await asyncio.sleep(0.05)
+
+
+async def queue_job(admission: Admission, request: AnalysisRequested, *, request_id: str) -> JobRecord:
+    """The record of a request's job, with its message on the queue, as intake would leave it."""
+    job = await admission.decide(request, request_id=RequestId(request_id), received={})
+    return await admission.admit(job, request_id=RequestId(request_id), force=request.force)
 
 
 def of(request_id: str, kind: str) -> Callable[[Event], bool]:

@@ -15,7 +15,7 @@ from archaeologist.daemon.lifecycle import Claim
 from contracts.messages import AnalysisRequested, CampaignId, Event, HeroId, RequestId, Succeeded, encode
 from contracts.records import JobRecord, RequestRecord
 from tests.fixtures import child
-from tests.integration.daemon.house import CAMPAIGN, HERO, House, of, opened, with_quick_children
+from tests.integration.daemon.house import CAMPAIGN, HERO, House, of, opened, queue_job, with_quick_children
 
 
 @pytest_asyncio.fixture
@@ -36,7 +36,7 @@ async def done_by_a_worker_that_died(house: House, *, alerts: int) -> JobRecord:
     """A job whose record says done, whose artifact lies in its place, and of which nobody heard yet."""
     house.save(100)
     request = AnalysisRequested(hero_id=HeroId(HERO), campaign_id=CampaignId(CAMPAIGN), checkpoint_step=100)
-    record = await Admission(house.books, house.settings).admit(request, request_id=RequestId("r"), received={})
+    record = await queue_job(Admission(house.books, house.settings), request, request_id="r")
     key, now = record.job.job_key, datetime.now(UTC)
     accepted = RequestRecord(request_id=RequestId("r"), state="accepted", job_key=key, at=record.queued_at)
     await house.books.requests.create("r", accepted)

@@ -15,9 +15,9 @@ from archaeologist.daemon.reconciliation import Reconciliation
 from archaeologist.errors import QueueFull
 from archaeologist.settings import JobsSettings, Settings
 from contracts import subjects
-from contracts.messages import AnalysisRequested, CampaignId, HeroId, JobType, Priority, RequestId
+from contracts.messages import AnalysisRequested, CampaignId, HeroId, JobType, Priority
 from contracts.records import JobRecord
-from tests.integration.daemon.house import CAMPAIGN, HERO, House, of, opened, with_quick_children
+from tests.integration.daemon.house import CAMPAIGN, HERO, House, of, opened, queue_job, with_quick_children
 
 
 @pytest_asyncio.fixture
@@ -41,7 +41,7 @@ async def admit(
         force=force,
     )
     request_id = request_id or f"{job_type}-{step}"
-    return await Admission(house.books, house.settings).admit(request, request_id=RequestId(request_id), received={})
+    return await queue_job(Admission(house.books, house.settings), request, request_id=request_id)
 
 
 async def ceiling(house: House, messages: int) -> None:

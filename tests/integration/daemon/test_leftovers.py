@@ -1,6 +1,7 @@
 """What frozen and dying workers leave, and what it must not do to others."""
 
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -11,11 +12,14 @@ import pytest_asyncio
 from msgspec.structs import replace
 
 from archaeologist.artifacts.store import read_layer_stats, temporary_path, write_whole
+from archaeologist.bus.consumer import take
 from archaeologist.daemon import lifecycle
 from archaeologist.daemon.completion import Completion
+from archaeologist.daemon.intake import Intake
 from archaeologist.daemon.lifecycle import Claim
 from archaeologist.daemon.reconciliation import SPARED_SECONDS, Reconciliation
-from contracts.messages import JobKey, Succeeded, encode
+from contracts import subjects
+from contracts.messages import JobKey, RequestId, Succeeded, encode
 from contracts.records import JobRecord
 from tests.fixtures import child
 from tests.integration.daemon.house import House, opened, with_quick_children
@@ -115,3 +119,65 @@ async def test_a_death_between_the_event_and_the_acknowledgement_leaves_no_tempo
         await house.until_queue_is_empty()
     assert not stray.exists()
     assert [event.type for event in await house.log()] == ["analysis.completed"]
+
+
+# A request is decided once.
+
+
+async def half_handled(house: House, request_id: str) -> None:
+    """Intake takes a request, makes its job, and dies before it says so."""
+    intake = Intake(house.bus, house.books, house.settings)
+    received = await take(house.bus, subjects.REQUESTS, subjects.INTAKE_REQUESTS, timeout_seconds=5)
+    assert received is not None
+    decided = await intake._decided(received, request_id=RequestId(request_id))
+    assert decided.job is not None
+    await intake._admission.admit(decided.job, request_id=RequestId(request_id))
+    await received.nak()
+
+
+async def test_a_request_whose_intake_died_is_one_job_although_another_reference_would_be_chosen_now(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_quick_children(monkeypatch)
+    house.save(100)
+    house.save(200)
+    await house.request("r", checkpoint_step=200)
+    await half_handled(house, "r")
+    await admitted(house, 100, "earlier")
+    async with house.daemon():
+        request, job = await house.until_ended("r")
+        await house.until_queue_is_empty()
+    assert request.state == "accepted"
+    assert job is not None
+    assert job.job.reference is None
+    completed = [event.data["job_id"] for event in await house.log() if event.type == "analysis.completed"]
+    assert sorted(completed) == ["earlier", "r"]
+
+
+async def test_a_request_whose_intake_died_is_not_refused_because_the_checkpoint_went_away(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_quick_children(monkeypatch)
+    folder = house.save(100)
+    await house.request("r", checkpoint_step=100)
+    await half_handled(house, "r")
+    shutil.rmtree(folder)
+    async with house.daemon():
+        request, _ = await house.until_ended("r")
+        await house.until_queue_is_empty()
+    assert request.state == "accepted"
+    assert [event.type for event in await house.log()] == ["analysis.started", "analysis.completed"]
+
+
+async def test_a_refusal_that_was_decided_is_told_although_the_checkpoint_came_back(house: House) -> None:
+    await house.request("r", checkpoint_step=100)
+    intake = Intake(house.bus, house.books, house.settings)
+    received = await take(house.bus, subjects.REQUESTS, subjects.INTAKE_REQUESTS, timeout_seconds=5)
+    assert received is not None
+    await intake._decided(received, request_id=RequestId("r"))
+    await received.nak()
+    house.save(100)
+    async with house.daemon():
+        request, _ = await house.until_ended("r")
+    assert request.state == "refused"
+    assert [event.type for event in await house.log()] == ["analysis.failed"]

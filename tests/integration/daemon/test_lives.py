@@ -18,11 +18,20 @@ from archaeologist.daemon.admission import Admission
 from archaeologist.daemon.lifecycle import Claim
 from archaeologist.settings import GpuSettings
 from contracts import subjects
-from contracts.messages import AnalysisRequested, CampaignId, HeroId, RequestId, Succeeded, encode
+from contracts.messages import AnalysisRequested, CampaignId, HeroId, Succeeded, encode
 from contracts.records import JobRecord, RequestRecord
 from tests.fixtures import child
 from tests.fixtures.waiting import until
-from tests.integration.daemon.house import CAMPAIGN, HERO, PATIENCE_SECONDS, House, of, opened, with_quick_children
+from tests.integration.daemon.house import (
+    CAMPAIGN,
+    HERO,
+    PATIENCE_SECONDS,
+    House,
+    of,
+    opened,
+    queue_job,
+    with_quick_children,
+)
 
 
 @pytest_asyncio.fixture
@@ -39,7 +48,7 @@ async def admitted(house: House, step: int, request_id: str) -> JobRecord:
     """A job on the queue, with no daemon about."""
     request = AnalysisRequested(hero_id=HeroId(HERO), campaign_id=CampaignId(CAMPAIGN), checkpoint_step=step)
     admission = Admission(house.books, house.settings)
-    return await admission.admit(request, request_id=RequestId(request_id), received={})
+    return await queue_job(admission, request, request_id=request_id)
 
 
 async def test_a_saved_checkpoint_becomes_an_artifact_and_a_completed_event(
@@ -411,7 +420,7 @@ async def test_a_higher_priority_moves_a_waiting_job_up(house: House) -> None:
     request = AnalysisRequested(
         hero_id=HeroId(HERO), campaign_id=CampaignId(CAMPAIGN), checkpoint_step=100, priority="high"
     )
-    again = await Admission(house.books, house.settings).admit(request, request_id=RequestId("q"), received={})
+    again = await queue_job(Admission(house.books, house.settings), request, request_id="q")
     assert again.job.job_key == record.job.job_key
     assert await house.books.queue.subjects() == [("layer_stats", "high", record.job.job_key)]
 

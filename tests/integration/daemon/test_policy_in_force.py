@@ -15,10 +15,10 @@ from archaeologist.daemon.admission import Admission
 from archaeologist.daemon.completion import Completion
 from archaeologist.daemon.reconciliation import Reconciliation
 from archaeologist.settings import BestReference, PathMapping, PinSettings, PolicySettings
-from contracts.messages import AnalysisRequested, CampaignId, HeroId, RequestId
+from contracts.messages import AnalysisRequested, CampaignId, HeroId
 from contracts.records import JobRecord, RequestRecord
 from tests.fixtures.checkpoints import write_checkpoint
-from tests.integration.daemon.house import CAMPAIGN, HERO, House, opened, with_quick_children
+from tests.integration.daemon.house import CAMPAIGN, HERO, House, opened, queue_job, with_quick_children
 
 
 @pytest_asyncio.fixture
@@ -220,4 +220,4 @@ async def admitted(house: House, step: int) -> JobRecord:
     """A job on the queue, with no daemon about."""
     request = AnalysisRequested(hero_id=HeroId(HERO), campaign_id=CampaignId(CAMPAIGN), checkpoint_step=step)
     admission = Admission(house.books, house.settings)
-    return await admission.admit(request, request_id=RequestId(f"r{step}"), received={})
+    return await queue_job(admission, request, request_id=f"r{step}")

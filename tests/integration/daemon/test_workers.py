@@ -20,10 +20,10 @@ from archaeologist.daemon.lifecycle import stamp
 from archaeologist.daemon.slots import Slots
 from archaeologist.settings import JobsSettings, LayerStatsSettings, PathMapping
 from contracts import subjects
-from contracts.messages import AnalysisRequested, CampaignId, Event, HeroId, JobKey, RequestId
+from contracts.messages import AnalysisRequested, CampaignId, Event, HeroId, JobKey
 from contracts.records import SlotHolder, SlotRecord, WorkerRecord
 from tests.fixtures.waiting import until_asked
-from tests.integration.daemon.house import CAMPAIGN, HERO, House, of, opened, with_quick_children
+from tests.integration.daemon.house import CAMPAIGN, HERO, House, of, opened, queue_job, with_quick_children
 
 
 @pytest_asyncio.fixture
@@ -184,7 +184,7 @@ async def test_a_job_that_another_host_admitted_is_read_where_this_one_has_it(ho
         hero_id=HeroId(HERO), campaign_id=CampaignId(CAMPAIGN), checkpoint_step=100, compute_activations=False
     )
     admission = Admission(house.books, house.settings)
-    record = await admission.admit(request, request_id=RequestId("r"), received={})
+    record = await queue_job(admission, request, request_id="r")
     target = record.job.target
     there = replace(target, read_path=target.read_path.replace(house.settings.root, "/mnt/elsewhere"))
     await house.books.jobs.put(record.job.job_key, replace(record, job=replace(record.job, target=there)))
