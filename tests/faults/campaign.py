@@ -2,16 +2,12 @@
 
 import asyncio
 import contextlib
-import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
-import nats.errors
-import nats.js.errors
 from msgspec.structs import replace
 
 from archaeologist import tasks
@@ -20,22 +16,16 @@ from archaeologist.bus.publisher import publish
 from archaeologist.daemon import control
 from archaeologist.daemon.books import Books
 from archaeologist.errors import ArchaeologistError, TemporaryError
-from contracts import subjects
-from contracts.records import FINISHED
 from tests.faults.checker import Finding, History, check
-from tests.faults.history import read_history, unheard
+from tests.faults.history import read_history
 from tests.faults.plan import Fault, Plan, Tally
+from tests.faults.quiet import pending, until_quiet
 from tests.faults.stage import Stage
-from tests.fixtures.waiting import until
 
 MOST_PENDING: Final = 120
 """Requests under way at once: enough that every fault meets some."""
 LOOK_EVERY: Final = 20
-QUIET_SECONDS: Final = 420.0
-"""A sweep comes every five minutes, and some things only a sweep brings to their end."""
 POLL_SECONDS: Final = 0.5
-HOUR_SECONDS: Final = 3600.0
-SWEEP_SECONDS: Final = 120.0
 TELL_EVERY: Final = 200
 
 
@@ -72,10 +62,10 @@ class Campaign:
             watching = asyncio.create_task(self._watch())
             await self._send(bus, until=started + self._limit_seconds)
             await self._until_faults_are_over()
-            await self._until_quiet(bus, Books.on(bus))
+            await until_quiet(bus)
             self._is_over.set()
             await watching
-            await self._tidy()
+            await self._stage.tidy()
             sent = [self._plan.sent[key] for key in sorted(self._sent_ids())]
             outcome.history = await read_history(self._stage.server.url, self._stage.root, sent)
         outcome.findings += check(outcome.history)
@@ -108,16 +98,8 @@ class Campaign:
         """Waits while too much is pending."""
         if place % TELL_EVERY == 0:
             self._tell(f"{place} of {len(self._plan.messages)} messages, {self._outcome.injected.total()} faults")
-        while (pending := await self._pending(bus)) is None or pending > MOST_PENDING:  # noqa: ASYNC110 -- others' work
+        while (count := await pending(bus)) is None or count > MOST_PENDING:  # noqa: ASYNC110 -- others' work
             await asyncio.sleep(POLL_SECONDS)
-
-    async def _pending(self, bus: Bus) -> int | None:
-        """Messages that nobody has dealt with; None while the server does not say."""
-        try:
-            stream = await bus.jetstream.stream_info(subjects.JOBS)
-            return int(stream.state.messages) + sum((await unheard(bus.jetstream)).values())
-        except (nats.errors.Error, nats.js.errors.APIError, OSError, TimeoutError):
-            return None
 
     def _begin(self, bus: Bus, fault: Fault) -> None:
         self._outcome.injected[fault.kind] += 1
@@ -162,34 +144,3 @@ class Campaign:
         ):
             if failure is not None:
                 self._outcome.findings.append(Finding("wrong", f"fault {task.get_name()!r}", repr(failure)))
-
-    async def _until_quiet(self, bus: Bus, books: Books) -> None:
-        """Returns when every message is dealt with and every record finished and announced, or after a long wait."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(QUIET_SECONDS):
-                while not await self._is_quiet(bus, books):  # noqa: ASYNC110 -- others' work
-                    await asyncio.sleep(POLL_SECONDS)
-
-    async def _is_quiet(self, bus: Bus, books: Books) -> bool:
-        if await self._pending(bus) != 0:
-            return False
-        records = (await books.jobs.all()).values()
-        return all(record.state in FINISHED and record.event_sequence is not None for record in records)
-
-    async def _tidy(self) -> None:
-        """What the passing of an hour does: all that waits for its time is old, and a new daemon sweeps."""
-        for box in self._stage.boxes:
-            await box.stop()
-        campaigns = self._stage.root / "campaigns"
-        _age([*campaigns.glob("*/*/.pins/*"), *campaigns.rglob(".*.tmp")])
-        sweeper = self._stage.sweeper
-        async with sweeper.daemon:
-            await until(lambda: '"swept"' in sweeper.daemon.log(), seconds=SWEEP_SECONDS)
-            await sweeper.stop()
-
-
-def _age(paths: Iterable[Path]) -> None:
-    """Sets the times back by an hour."""
-    moment = time.time() - HOUR_SECONDS
-    for path in paths:
-        os.utime(path, (moment, moment), follow_symlinks=False)

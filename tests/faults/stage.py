@@ -7,7 +7,8 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -21,14 +22,15 @@ from tests.fixtures.checkpoints import write_checkpoint
 from tests.fixtures.kernels import share_kernels
 from tests.fixtures.programs import UNMEASURED, Daemon
 from tests.fixtures.servers import Server
+from tests.fixtures.waiting import until
 
 LEASE_SECONDS: Final = 5.0
 SMALL_STEPS: Final = range(100, 120)
+HOUR_SECONDS: Final = 3600.0
+SWEEP_SECONDS: Final = 120.0
 
 ENVIRONMENT: Final = {
     **UNMEASURED,  # thousands of starts
-    "ARCHAEOLOGIST_JOBS__LEASE_SECONDS": str(LEASE_SECONDS),
-    "ARCHAEOLOGIST_JOBS__HEARTBEAT_SECONDS": "1",
     "ARCHAEOLOGIST_JOBS__POLL_SECONDS": "0.5",
     "ARCHAEOLOGIST_JOBS__RETRY_DELAY_SECONDS": "1",
     "ARCHAEOLOGIST_JOBS__GRACE_SECONDS": "2",
@@ -100,14 +102,21 @@ class Box:
 class Stage:
     """Everything that faults are done to."""
 
-    def __init__(self, folder: Path, plan: Plan, *, boxes: int, may_mount: bool, seed: int) -> None:
+    def __init__(
+        self, folder: Path, plan: Plan, *, boxes: int, may_mount: bool, seed: int, lease_seconds: float = LEASE_SECONDS
+    ) -> None:
+        self.lease_seconds = lease_seconds
         self.root = (folder / "root").resolve()
         self.server = Server(folder / "nats")
         self.settings = Settings(
-            root=str(self.root), bus=BusSettings(url=self.server.url), jobs=JobsSettings(lease_seconds=LEASE_SECONDS)
+            root=str(self.root), bus=BusSettings(url=self.server.url), jobs=JobsSettings(lease_seconds=lease_seconds)
         )
-        self.boxes = [Box(f"box-{number}", root=self.root, server=self.server) for number in range(boxes)]
-        self.sweeper = Box("sweeper", root=self.root, server=self.server, ARCHAEOLOGIST_LOG__LEVEL="debug")
+        times = {
+            "ARCHAEOLOGIST_JOBS__LEASE_SECONDS": str(lease_seconds),
+            "ARCHAEOLOGIST_JOBS__HEARTBEAT_SECONDS": str(lease_seconds / 4),
+        }
+        self.boxes = [Box(f"box-{number}", root=self.root, server=self.server, **times) for number in range(boxes)]
+        self.sweeper = Box("sweeper", root=self.root, server=self.server, ARCHAEOLOGIST_LOG__LEVEL="debug", **times)
         """Comes last, when everything is old."""
         self.chance = random.Random(seed)
         self.disk = Disk(self.root / "campaigns" / HERO / SMALL, may_mount=may_mount)
@@ -141,6 +150,16 @@ class Stage:
             await stack.enter_async_context(self.sweeper.proxy)
             yield bus
 
+    async def tidy(self) -> None:
+        """What the passing of an hour does: all that waits for its time is old, and a new daemon sweeps."""
+        for box in self.boxes:
+            await box.stop()
+        campaigns = self.root / "campaigns"
+        _age([*campaigns.glob("*/*/.pins/*"), *campaigns.rglob(".*.tmp")])
+        async with self.sweeper.daemon:
+            await until(lambda: '"swept"' in self.sweeper.daemon.log(), seconds=SWEEP_SECONDS)
+            await self.sweeper.stop()
+
     def _write_checkpoints(self) -> None:
         share_kernels(self.root)
         heroes = self.root / "campaigns" / HERO
@@ -166,7 +185,7 @@ class Stage:
         box = self._box()
         pid = box.daemon.pid
         os.kill(pid, signal.SIGSTOP)
-        await asyncio.sleep(LEASE_SECONDS + self._seconds(0.5, 8.0))
+        await asyncio.sleep(self.lease_seconds + self._seconds(0.5, 8.0))
         if box.daemon.is_running and box.daemon.pid == pid:  # nobody killed it meanwhile
             os.kill(pid, signal.SIGCONT)
 
@@ -187,19 +206,19 @@ class Stage:
         async with self._server_lock:
             await self.server.stop()
             # Sometimes longer than a lease.
-            await asyncio.sleep(self.chance.choice([0.0, 1.0, LEASE_SECONDS + 2]))
+            await asyncio.sleep(self.chance.choice([0.0, 1.0, self.lease_seconds + 2]))
             await self.server.start()
 
     async def _cut(self) -> None:
         self._box().proxy.cut()
 
     async def _refuse(self) -> None:
-        await self._box().refuse(self._seconds(0.5, LEASE_SECONDS + 2))
+        await self._box().refuse(self._seconds(0.5, self.lease_seconds + 2))
 
     async def _stall(self) -> None:
         proxy = self._box().proxy
         proxy.stall()
-        await asyncio.sleep(self._seconds(1.0, LEASE_SECONDS + 2))
+        await asyncio.sleep(self._seconds(1.0, self.lease_seconds + 2))
         proxy.flow()
 
     async def _slow_down(self) -> None:
@@ -225,3 +244,10 @@ class Stage:
 
     def _pids(self) -> list[int]:
         return [box.daemon.pid for box in self.boxes if box.daemon.is_running]
+
+
+def _age(paths: Iterable[Path]) -> None:
+    """Sets the times back by an hour."""
+    moment = time.time() - HOUR_SECONDS
+    for path in paths:
+        os.utime(path, (moment, moment), follow_symlinks=False)
