@@ -26,7 +26,7 @@ SHOWN_FINDINGS = 60
 def main() -> int:
     """Runs a campaign; 1 when the checker found something."""
     options = _options()
-    may_mount = disk.enter_namespace()
+    may_mount = not options.no_mount and disk.enter_namespace()
     folder = Path(options.folder or tempfile.mkdtemp(prefix="faults-"))
     os.environ.setdefault("XDG_CACHE_HOME", str(folder / "cache"))
     plan = draw(requests=options.requests, faults=options.faults, seed=options.seed)
@@ -74,6 +74,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--daemons", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=90.0, help="send nothing after so long")
+    parser.add_argument("--no-mount", action="store_true", help="limits stand in for the small disk")
     parser.add_argument("--folder", help="empty; kept. Otherwise a temporary one, kept when something was found")
     return parser.parse_args()
 

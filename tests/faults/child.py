@@ -40,7 +40,7 @@ def main() -> None:
     excavation = json.loads(line)
     fate = str(excavation["job"].get("request", {}).get("fate", ""))
     if fate in REAL:
-        _be_real(bytes(line), excavation["job"], fate)
+        _be_real(bytes(line), excavation, fate)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     _meet(fate, descriptor, excavation)
@@ -151,7 +151,7 @@ def _leave_with_parent() -> None:
 # The real job, and what is done to it.
 
 
-def _be_real(line: bytes, job: Plain, fate: str) -> NoReturn:
+def _be_real(line: bytes, excavation: Plain, fate: str) -> NoReturn:
     import site  # noqa: PLC0415 -- started without it
 
     site.main()
@@ -160,7 +160,10 @@ def _be_real(line: bytes, job: Plain, fate: str) -> NoReturn:
         resource.setrlimit(resource.RLIMIT_AS, (STARVED_BYTES, STARVED_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     from archaeologist import job as real  # noqa: PLC0415
+    from tests.faults.disk import limit_files  # noqa: PLC0415
 
+    job = excavation["job"]
+    limit_files(Path(excavation["artifact_path"]).parents[2])
     if fate in {"deleted", "truncated", "overwritten"}:
         _tamper_during_walk(Path(job["target"]["path"]), fate, seed=job["job_key"])
     sys.exit(real.main())

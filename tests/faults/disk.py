@@ -1,8 +1,8 @@
 """A small disk for one campaign's folder, that can be full and read-only.
 
 Root mounts a tmpfs of its own, in a mount namespace that ends with this process: what the daemon meets are the kernel's
-own ENOSPC and EROFS. Where mounting is not allowed, the folder of artifacts stands in: a limit on the size of files
-that the daemon inherits (EFBIG), and a file where the folder should be (ENOTDIR).
+own ENOSPC and EROFS. Where mounting is not allowed, "full" is a limit on the size of files (EFBIG), which the
+campaign's children put on themselves, and "read-only" a file where the folder of artifacts should be (EEXIST).
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import errno
 import os
 import resource
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -23,71 +22,72 @@ MS_PRIVATE: Final = 1 << 18
 SIZE: Final = "size=8m"
 BUSY_SECONDS: Final = 5.0
 """A file that is open for writing puts off "read-only"; children close theirs within milliseconds."""
-FULL_LIMIT_BYTES: Final = 64
+FILLER: Final = "filler"
+FULL_MARK: Final = "full"
+FULL_BYTES: Final = 64
+"""What a file may hold where a limit stands in for a full disk."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Disk:
-    """The disk under a folder."""
+    """The disk under a campaign's folder."""
 
     def __init__(self, folder: Path, *, may_mount: bool) -> None:
         """Makes it; ``may_mount`` is what ``enter_namespace`` said."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.is_mounted = may_mount and _mounted(folder)
-        self._aside = folder / "analysis" / "layer_stats.aside"
+        self._artifacts = folder / "analysis" / "layer_stats"
+        self._aside = self._artifacts.with_name("layer_stats.aside")
 
     @property
     def kind(self) -> str:
         """What stands in for a disk here."""
         return "tmpfs" if self.is_mounted else "limits"
 
-    def fill(self, daemons: Iterable[int]) -> None:
+    def fill(self) -> None:
         """Leaves no room for a byte."""
         if not self.is_mounted:
-            for pid in daemons:
-                _limit_files(pid, FULL_LIMIT_BYTES)
+            (self.folder / FULL_MARK).touch()
             return
-        with contextlib.suppress(OSError), self._filler.open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError), (self.folder / FILLER).open("wb", buffering=0) as file:
             for size in (1 << 16, 1 << 8, 1):
                 with contextlib.suppress(OSError):
                     while file.write(b"\0" * size) == size:
                         pass
 
-    def free(self, daemons: Iterable[int]) -> None:
+    def free(self) -> None:
         """Makes room again."""
-        if not self.is_mounted:
-            for pid in daemons:
-                _limit_files(pid, resource.RLIM_INFINITY)
-            return
-        self._filler.unlink(missing_ok=True)
+        for name in (FILLER, FULL_MARK):
+            (self.folder / name).unlink(missing_ok=True)
 
     def forbid(self) -> None:
         """Makes it read-only."""
         if self.is_mounted:
             _mount("", self.folder, "", MS_REMOUNT | MS_RDONLY, SIZE)
             return
-        place = self._aside.with_name("layer_stats")
         with contextlib.suppress(FileNotFoundError):
-            place.rename(self._aside)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.touch()
+            self._artifacts.rename(self._aside)
+        self._artifacts.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError, IsADirectoryError):  # somebody made the folder anew meanwhile
+            self._artifacts.touch(exist_ok=False)
 
     def allow(self) -> None:
         """Makes it writable again."""
         if self.is_mounted:
             _mount("", self.folder, "", MS_REMOUNT, SIZE)
             return
-        place = self._aside.with_name("layer_stats")
-        if place.is_file():
-            place.unlink()
+        if self._artifacts.is_file():
+            self._artifacts.unlink()
         with contextlib.suppress(FileNotFoundError):
-            self._aside.rename(place)
+            self._aside.rename(self._artifacts)
 
-    @property
-    def _filler(self) -> Path:
-        return self.folder / "filler"
+
+def limit_files(campaign: Path) -> None:
+    """Puts the limit on this process, where the campaign's disk is said to be full."""
+    if (campaign / FULL_MARK).exists():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (FULL_BYTES, resource.RLIM_INFINITY))
 
 
 def enter_namespace() -> bool:
@@ -112,9 +112,3 @@ def _mount(source: str, folder: Path, kind: str, flags: int, options: str) -> No
         if error != errno.EBUSY or time.monotonic() > deadline:
             raise OSError(error, os.strerror(error), str(folder))
         time.sleep(0.01)
-
-
-def _limit_files(pid: int, size_bytes: int) -> None:
-    _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-    with contextlib.suppress(ProcessLookupError):
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (size_bytes, hard))

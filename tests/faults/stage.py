@@ -232,18 +232,15 @@ class Stage:
 
     async def _fill_disk(self) -> None:
         async with self._disk_lock:
-            await asyncio.to_thread(self.disk.fill, self._pids())
+            await asyncio.to_thread(self.disk.fill)
             await asyncio.sleep(self._seconds(1.0, 4.0))
-            self.disk.free(self._pids())
+            self.disk.free()
 
     async def _forbid_disk(self) -> None:
         async with self._disk_lock:
             await asyncio.to_thread(self.disk.forbid)
             await asyncio.sleep(self._seconds(1.0, 4.0))
             await asyncio.to_thread(self.disk.allow)
-
-    def _pids(self) -> list[int]:
-        return [box.daemon.pid for box in self.boxes if box.daemon.is_running]
 
 
 def _age(paths: Iterable[Path]) -> None:
