@@ -12,17 +12,22 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from archaeologist.checkpoints import adapter as adapters
+from archaeologist.checkpoints.distributed import Part, check_grid, read_metadata
 from archaeologist.checkpoints.header import DTYPE_BITS, Header, StoredTensor, read_header, shown
 from archaeologist.checkpoints.layout import SAFETENSORS, Format, Layout, find_layout, inside, resolved
-from archaeologist.checkpoints.torch_file import read_torch_header
+from archaeologist.checkpoints.packing import Packing, find_packing
+from archaeologist.checkpoints.pieces import Piece
+from archaeologist.checkpoints.torch_file import Range, read_single, read_torch_header
 from archaeologist.errors import (
     CheckpointEmpty,
     CheckpointError,
     ConfigInvalid,
     DtypeUnsupported,
     IndexInvalid,
+    ShardMissing,
 )
 from archaeologist.files import opened, read_bounded
 
@@ -55,6 +60,8 @@ class TensorEntry(Struct, frozen=True, kw_only=True):
     """First byte in the file."""
     size: int
     """Bytes."""
+    pieces: tuple[Piece, ...] = ()
+    """Of one that lies in several; ``file`` and ``offset`` are the first one's."""
 
 
 class CheckpointIndex(Struct, frozen=True, kw_only=True):
@@ -117,8 +124,12 @@ def read_index(path: Path, *, allowed: Sequence[Path] = ()) -> CheckpointIndex:
     folder = found if found.is_dir() else found.parent
     roots = (folder, *allowed)
     layout = find_layout(found, roots)
-    weights = {name: _read_weight_file(layout, name) for name in layout.files}
-    sorted_out = _sort_out(_stored(layout, weights))
+    if layout.metadata is not None:
+        weights, everything = _read_distributed(layout, layout.metadata)
+    else:
+        weights = {name: _read_weight_file(layout, name) for name in layout.files}
+        everything = _stored(layout, weights)
+    sorted_out = _sort_out(everything)
     if not sorted_out.tensors:
         msg = (
             f"checkpoint {str(found)!r} holds no weights, its files list no tensor that is read; save the model into it"
@@ -157,6 +168,8 @@ class _Stored(NamedTuple):
     file: Path
     reason: str | None = None
     """Why it is not to be read, if the layout says so already."""
+    pieces: tuple[Piece, ...] = ()
+    """Where it lies in several."""
 
 
 class _SortedOut(NamedTuple):
@@ -175,6 +188,61 @@ def _read_weight_file(layout: Layout, name: str) -> _WeightFile:
     except OSError as error:
         msg = f"file {label!r} cannot be read: {error.strerror}; give this user the right to read it, or copy it again"
         raise CheckpointError(msg) from error
+
+
+def _read_distributed(layout: Layout, metadata: Path) -> "tuple[dict[str, _WeightFile], list[_Stored]]":
+    """The files of a distributed checkpoint, and its tensors.
+
+    Raises:
+        IndexInvalid: The metadata contradicts itself or the files.
+        ShardMissing: A file that it names is not there.
+    """
+    listed = read_metadata(metadata)
+    by_name = {Path(name).name: name for name in layout.files}
+    named = {part.file for parts in listed.parts.values() for part in parts}
+    if absent := sorted(named - by_name.keys()):
+        msg = f"checkpoint {str(layout.folder)!r} lacks {shown(absent[0])}, which its metadata names; copy it whole"
+        raise ShardMissing(msg)
+    weights = {}
+    pieces: dict[str, list[tuple[Piece, StoredTensor]]] = {name: [] for name in listed.shapes}
+    for file in sorted(named):
+        path = layout.files[by_name[file]]
+        label = str(layout.folder / by_name[file])
+        try:
+            with opened(path) as descriptor:
+                size = os.fstat(descriptor).st_size
+                for name, parts in listed.parts.items():
+                    for part in (part for part in parts if part.file == file):
+                        found = _read_part(descriptor, part, size=size, label=f"tensor {shown(name)} in {label!r}")
+                        place = Piece(file=str(path), offset=found.offset, begin=part.begin, shape=found.shape)
+                        pieces[name].append((place, found))
+        except OSError as error:
+            msg = f"file {label!r} cannot be read: {error.strerror}; give this user the right to read it"
+            raise CheckpointError(msg) from error
+        weights[by_name[file]] = _WeightFile(Header(tensors=(), digest=listed.digest), size)
+    stored = [_joined(name, listed.shapes[name], found) for name, found in pieces.items()]
+    return weights, stored
+
+
+def _read_part(descriptor: int, part: Part, *, size: int, label: str) -> StoredTensor:
+    if part.offset + part.length > size:
+        msg = f"{label} ends at byte {part.offset + part.length} of {size}: the file is truncated; copy it whole"
+        raise IndexInvalid(msg)
+    return read_single(descriptor, Range(part.offset, part.length), label=label)
+
+
+def _joined(name: str, shape: tuple[int, ...], found: list[tuple[Piece, StoredTensor]]) -> _Stored:
+    """A tensor of its parts."""
+    check_grid(name, shape, ((piece.begin, piece.shape) for piece, _ in found))
+    dtypes = {tensor.dtype for _, tensor in found}
+    if len(dtypes) != 1:
+        msg = f"the parts of tensor {shown(name)} have dtypes {sorted(dtypes)}, they have one; save it again"
+        raise IndexInvalid(msg)
+    first = min(found, key=lambda one: one[0].begin)
+    size = sum(tensor.size for _, tensor in found)
+    tensor = replace(first[1], name=name, shape=shape, size=size)
+    pieces = tuple(sorted((piece for piece, _ in found), key=lambda piece: piece.begin))
+    return _Stored(tensor, Path(first[0].file), pieces=pieces if len(pieces) > 1 else ())
 
 
 def _stored(layout: Layout, weights: dict[str, _WeightFile]) -> list[_Stored]:
@@ -211,13 +279,15 @@ def _sort_out(everything: Iterable[_Stored]) -> _SortedOut:
     Raises:
         DtypeUnsupported: Weights would be left out, or most of the bytes, or are scaled by what lies beside them.
     """
+    everything = list(everything)
+    packing = find_packing(stored.tensor.name for stored in everything)
     tensors: dict[str, TensorEntry] = {}
     skipped: dict[str, str] = {}
     unread: list[StoredTensor] = []
     skipped_bytes = 0
     for stored in everything:
         tensor = stored.tensor
-        if reason := stored.reason or _reason_to_skip(tensor):
+        if reason := stored.reason or _reason_to_skip(tensor, packing):
             skipped[tensor.name] = reason
             skipped_bytes += tensor.size
             if tensor.dtype not in READ_DTYPES:
@@ -225,7 +295,7 @@ def _sort_out(everything: Iterable[_Stored]) -> _SortedOut:
         else:
             tensors[tensor.name] = _entry(stored)
     if sum(tensor.size for tensor in unread) > sum(entry.size for entry in tensors.values()):
-        raise _unsupported(max(unread, key=lambda tensor: tensor.size))
+        raise _unsupported(max(unread, key=lambda tensor: tensor.size), packing)
     _check_unscaled(tensors, {*tensors, *skipped})
     return _SortedOut(tensors, skipped, skipped_bytes)
 
@@ -239,6 +309,7 @@ def _entry(stored: _Stored) -> TensorEntry:
         file=str(stored.file),
         offset=tensor.offset,
         size=tensor.size,
+        pieces=stored.pieces,
     )
 
 
@@ -259,20 +330,26 @@ def _check_unscaled(tensors: dict[str, TensorEntry], names: Collection[str]) -> 
             raise DtypeUnsupported(msg)
 
 
-def _reason_to_skip(tensor: StoredTensor) -> str | None:
+def _reason_to_skip(tensor: StoredTensor, packing: Packing | None) -> str | None:
     if tensor.dtype in READ_DTYPES:
         return None
     is_buffer = tensor.dtype in _BUFFER_DTYPES
     # Floats of fewer bits come with scales, and are the scales: without these their values mean nothing.
     is_scaled = not is_buffer and DTYPE_BITS[tensor.dtype] <= _SCALED_BITS
     if is_scaled or tensor.name.rpartition(".")[2] in _WEIGHT_NAMES:
-        raise _unsupported(tensor)
+        raise _unsupported(tensor, packing)
     if is_buffer:
         return f"{tensor.dtype}: a buffer, not weights"
     return f"{tensor.dtype}: {', '.join(READ_DTYPES)} are read"
 
 
-def _unsupported(tensor: StoredTensor) -> DtypeUnsupported:
+def _unsupported(tensor: StoredTensor, packing: Packing | None) -> DtypeUnsupported:
+    if packing is not None:
+        msg = (
+            f"tensor {shown(tensor.name)} has dtype {tensor.dtype}: weights packed by {packing.by}, whose values are"
+            f" not read; {packing.remedy}"
+        )
+        return DtypeUnsupported(msg)
     msg = (
         f"tensor {shown(tensor.name)} has dtype {tensor.dtype}, weights of {', '.join(READ_DTYPES)} are read;"
         " save the model dequantised in one of them"

@@ -31,6 +31,10 @@ TORCH_SINGLE: Final = "pytorch_model.bin"
 TORCH_SHARDED: Final = "pytorch_model.bin.index.json"
 
 ADAPTERS: Final = ("adapter_model.safetensors", "adapter_model.bin")
+DISTRIBUTED: Final = ".metadata"
+DISTRIBUTED_SUFFIX: Final = ".distcp"
+DISTRIBUTED_FOLDERS: Final = "pytorch_model_fsdp_*"
+"""Where accelerate puts a distributed checkpoint within the Trainer's."""
 SAFETENSORS: Final = ".safetensors"
 TORCH_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt")
 """Of files that ``torch.save`` wrote."""
@@ -44,7 +48,7 @@ _LONGEST_FILE_NAME: Final = 255
 _INSTEAD: Final = (
     (("model-*-of-*.safetensors",), "shards without their index", f"copy {SHARDED} beside them"),
     (("pytorch_model-*-of-*.bin",), "shards without their index", f"copy {TORCH_SHARDED} beside them"),
-    (("pytorch_model_fsdp*",), "FSDP shards", "join them with 'accelerate merge-weights'"),
+    (("pytorch_model_fsdp*", f"*{DISTRIBUTED_SUFFIX}"), "FSDP shards without their .metadata", "copy it beside them"),
     (("global_step*", "*_model_states.pt"), "ZeRO shards", "join them with zero_to_fp32.py --safe_serialization"),
     (("*.safetensors",), "weights under another name", "name that file itself instead of its folder"),
     (("*.gguf",), "GGUF weights", "analyse the checkpoint that they were made from"),
@@ -55,7 +59,7 @@ _INSTEAD: Final = (
 """What lies in a folder instead of weights that are read: patterns, kind, remedy. The first that matches is named."""
 
 
-Format = Literal["safetensors", "pytorch", "adapter"]
+Format = Literal["safetensors", "pytorch", "adapter", "distributed"]
 
 
 class Layout(Struct, frozen=True, kw_only=True):
@@ -65,6 +69,8 @@ class Layout(Struct, frozen=True, kw_only=True):
     format: Format
     files: dict[str, Path]
     """Weight files: the name in the folder → the resolved path."""
+    metadata: Path | None = None
+    """Of a distributed checkpoint."""
     weight_map: dict[str, str] | None = None
     """With shards: tensor → the name of its shard."""
 
@@ -81,16 +87,7 @@ def find_layout(found: Path, roots: Sequence[Path]) -> Layout:
         PathOutsideRoot: A link leads out of the roots.
     """
     if not found.is_dir():
-        if found.suffix not in WEIGHT_SUFFIXES:
-            msg = (
-                f"checkpoint {str(found)!r} is a file of another kind; name a folder or a file that ends in"
-                f" {', '.join(WEIGHT_SUFFIXES)}"
-            )
-            raise CheckpointFormatUnsupported(msg)
-        if any(fnmatchcase(found.name, pattern) for pattern in TRAINER_FILES):
-            msg = f"file {str(found)!r} is a trainer's own state, which is never opened; name the model's folder"
-            raise CheckpointFormatUnsupported(msg)
-        return Layout(folder=found.parent, format=_format(found.name), files={found.name: found})
+        return _named(found)
     # In the order of transformers: with several, the single file wins, and safetensors before pickles.
     for single, sharded in ((SINGLE, SHARDED), (TORCH_SINGLE, TORCH_SHARDED)):
         if os.path.lexists(found / single):
@@ -102,7 +99,32 @@ def find_layout(found: Path, roots: Sequence[Path]) -> Layout:
     for name in ADAPTERS:
         if os.path.lexists(found / name):
             return Layout(folder=found, format="adapter", files={name: inside(found, name, roots)})
+    for folder in (found, *sorted(found.glob(DISTRIBUTED_FOLDERS))[:1]):
+        if os.path.lexists(folder / DISTRIBUTED):
+            return _distributed(found, folder, roots)
     raise _no_weights(found)
+
+
+def _named(file: Path) -> Layout:
+    """A single weight file that was named itself."""
+    if file.suffix not in WEIGHT_SUFFIXES:
+        msg = (
+            f"checkpoint {str(file)!r} is a file of another kind; name a folder or a file that ends in"
+            f" {', '.join(WEIGHT_SUFFIXES)}"
+        )
+        raise CheckpointFormatUnsupported(msg)
+    if any(fnmatchcase(file.name, pattern) for pattern in TRAINER_FILES):
+        msg = f"file {str(file)!r} is a trainer's own state, which is never opened; name the model's folder"
+        raise CheckpointFormatUnsupported(msg)
+    return Layout(folder=file.parent, format=_format(file.name), files={file.name: file})
+
+
+def _distributed(found: Path, folder: Path, roots: Sequence[Path]) -> Layout:
+    """Every file that the folder has, so that none that is read later leads elsewhere."""
+    prefix = "" if folder == found else f"{folder.name}/"
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(DISTRIBUTED_SUFFIX))
+    files = {prefix + name: inside(found, prefix + name, roots) for name in names}
+    return Layout(folder=found, format="distributed", files=files, metadata=inside(found, prefix + DISTRIBUTED, roots))
 
 
 def _format(name: str) -> Format:

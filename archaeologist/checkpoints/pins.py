@@ -23,6 +23,9 @@ from archaeologist.checkpoints.adapter import CONFIG as ADAPTER_CONFIG
 from archaeologist.checkpoints.header import shown
 from archaeologist.checkpoints.index import CONFIG
 from archaeologist.checkpoints.layout import (
+    DISTRIBUTED,
+    DISTRIBUTED_FOLDERS,
+    DISTRIBUTED_SUFFIX,
     SAFETENSORS,
     SHARDED,
     SINGLE,
@@ -254,13 +257,18 @@ def _files(source: Path) -> Iterator[tuple[Path, str]]:
         folder, left_out = source.parent, (*TRAINER_FILES, *_WEIGHTS)
         yield source, SINGLE if source.suffix == SAFETENSORS else TORCH_SINGLE
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir() and fnmatchcase(entry.name, DISTRIBUTED_FOLDERS):
+            # Flat in the pin: a distributed checkpoint is one wherever it lies.
+            yield from ((Path(file.path), file.name) for file in os.scandir(entry) if file.is_file())
         is_left_out = any(fnmatchcase(entry.name, pattern) for pattern in left_out)
         if not is_left_out and (entry.is_file() or entry.is_symlink()):
             yield folder / entry.name, entry.name
 
 
 def _is_needed(name: str) -> bool:
-    return name in {CONFIG, ADAPTER_CONFIG, SHARDED, TORCH_SHARDED} or name.endswith(WEIGHT_SUFFIXES)
+    return name in {CONFIG, ADAPTER_CONFIG, SHARDED, TORCH_SHARDED, DISTRIBUTED} or name.endswith(
+        (*WEIGHT_SUFFIXES, DISTRIBUTED_SUFFIX)
+    )
 
 
 def _folders(pins: Path) -> list[os.DirEntry[str]]:

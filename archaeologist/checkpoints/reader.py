@@ -6,15 +6,17 @@ end. Used by the walk from several threads at once. What the bytes mean is not k
 """
 
 import contextlib
+import math
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from archaeologist.checkpoints.index import CheckpointIndex, TensorEntry
+from archaeologist.checkpoints.pieces import Run, runs
 from archaeologist.checkpoints.residency import Residency, look
 from archaeologist.errors import CheckpointChanged, CheckpointError, CheckpointMissing
 from archaeologist.files import opened
@@ -117,34 +119,46 @@ class Reader:
         if not 0 <= start_byte <= entry.size - into.nbytes:
             msg = f"bytes {start_byte} to {start_byte + into.nbytes} leave tensor {entry.name!r} of {entry.size} bytes"
             raise ValueError(msg)
-        descriptor = self._descriptors[entry.file]
-        position, done = entry.offset + start_byte, 0
-        while done < into.nbytes:
+        for run in _runs(entry, start_byte, into.nbytes):
+            self._fill(run, view[: run.size], entry)
+            view = view[run.size :]
+        if self._pace is not None:
+            self._pace.keep(into.nbytes)
+
+    def _fill(self, run: Run, view: memoryview, entry: TensorEntry) -> None:
+        descriptor = self._descriptors[run.file]
+        position, done = run.position, 0
+        while done < run.size:
             try:
                 # The kernel gives at most 2 GiB at once, and less when a signal comes in between.
                 count = os.preadv(descriptor, [view[done:]], position + done)
             except OSError as error:
-                msg = f"file {entry.file!r} cannot be read at byte {position + done}: {error.strerror}; check the disk"
+                msg = f"file {run.file!r} cannot be read at byte {position + done}: {error.strerror}; check the disk"
                 raise CheckpointError(msg) from error
             if count == 0:
-                raise _changed(entry.file, f"ends at byte {position + done}, inside tensor {entry.name!r}")
+                raise _changed(run.file, f"ends at byte {position + done}, inside tensor {entry.name!r}")
             done += count
         if self._drop_page_cache:
-            self._give_back(entry.file, descriptor, position, into.nbytes)
-        if self._pace is not None:
-            self._pace.keep(into.nbytes)
+            self._give_back(run.file, descriptor, position, run.size)
 
     def ask_ahead(self, entry: TensorEntry, start_byte: int, size: int) -> None:
         """Lets the kernel begin to read bytes that will be wanted soon, as far as they were not in memory."""
         if self._pace is not None:
             return  # it would be read at once
-        size = min(size, entry.size - start_byte)
-        for position, part in self._residencies[entry.file].absent(entry.offset + start_byte, max(size, 0)):
-            os.posix_fadvise(self._descriptors[entry.file], position, part, os.POSIX_FADV_WILLNEED)
+        for run in _runs(entry, start_byte, max(min(size, entry.size - start_byte), 0)):
+            for position, part in self._residencies[run.file].absent(run.position, run.size):
+                os.posix_fadvise(self._descriptors[run.file], position, part, os.POSIX_FADV_WILLNEED)
 
     def _give_back(self, file: str, descriptor: int, position: int, size: int) -> None:
         for start, part in self._residencies[file].absent(position, size):
             os.posix_fadvise(descriptor, start, part, os.POSIX_FADV_DONTNEED)
+
+
+def _runs(entry: TensorEntry, start_byte: int, size: int) -> Iterable[Run]:
+    """Where the bytes of a range of a tensor lie."""
+    if not entry.pieces:
+        return (Run(entry.file, entry.offset + start_byte, size),)
+    return runs(entry.shape, entry.pieces, start_byte, size, width=entry.size // math.prod(entry.shape))
 
 
 @contextlib.contextmanager

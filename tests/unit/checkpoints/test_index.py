@@ -331,10 +331,9 @@ def test_a_file_of_another_kind_is_unsupported(tmp_path: Path) -> None:
     ("name", "kind", "remedy"),
     [
         ("pytorch_model-00001-of-00002.bin", "shards without their index", "pytorch_model.bin.index.json"),
-        ("adapter_model.safetensors", "a PEFT adapter", "merge_and_unload"),
         ("optimizer.pt", "a trainer's own state", "wait until the model is saved"),
         ("rng_state.pth", "a trainer's own state", "wait until the model is saved"),
-        ("pytorch_model_fsdp_0", "FSDP shards", "accelerate merge-weights"),
+        ("pytorch_model_fsdp_0", "FSDP shards without their .metadata", "copy it beside them"),
         ("global_step100", "ZeRO shards", "zero_to_fp32.py"),
         ("consolidated.safetensors", "weights under another name", "name that file itself"),
         ("model-00001-of-00002.safetensors", "shards without their index", INDEX),
@@ -411,3 +410,20 @@ def test_the_library_sees_the_same_tensors(tmp_path: Path) -> None:
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         names = set(file.keys())
     assert names == read_index(tmp_path).tensors.keys()
+
+
+@pytest.mark.parametrize(
+    ("names", "by"),
+    [
+        (("weight", "weight.quant_state.bitsandbytes__nf4", "weight.absmax"), "bitsandbytes"),
+        (("weight", "SCB"), "bitsandbytes"),
+        (("qweight", "qzeros", "g_idx"), "GPTQ"),
+        (("qweight", "qzeros"), "AWQ"),
+        (("weight_packed",), "compressed-tensors"),
+    ],
+)
+def test_packed_weights_are_refused_with_who_packed_them(tmp_path: Path, names: tuple[str, ...], by: str) -> None:
+    packed = {f"model.layers.0.mlp.up_proj.{name}": torch.zeros(8, dtype=torch.uint8) for name in names}
+    write_checkpoint(tmp_path, tensors={"model.norm.weight": torch.ones(4), **packed})
+    with pytest.raises(DtypeUnsupported, match=f"packed by {by}, "):
+        read_index(tmp_path)
