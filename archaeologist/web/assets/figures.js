@@ -11,6 +11,7 @@ const SCALE_PIXELS = 48; // of a colour scale that lies below its figure
 const CONFIG = { displayModeBar: false, responsive: true, scrollZoom: false, doubleClick: "reset" };
 
 const drawn = new Map();
+const unseen = new Set(); // frames that had no width when they were to be drawn
 const templates = read("/assets/themes.json");
 
 const isNarrow = (frame) => frame.clientWidth < NARROW;
@@ -18,7 +19,8 @@ const isNarrow = (frame) => frame.clientWidth < NARROW;
 // Drawn again where a frame crosses the width at which its layout changes, and when it comes into sight.
 const widths = new ResizeObserver((entries) => {
   for (const { target } of entries) {
-    if (target.clientWidth && drawn.has(target) && target.dataset.narrow !== String(isNarrow(target))) put(target);
+    const isOther = target.dataset.narrow && target.dataset.narrow !== String(isNarrow(target));
+    if (target.clientWidth && (isOther || unseen.has(target))) put(target);
   }
 });
 
@@ -45,8 +47,13 @@ function narrowed(frame, layout) {
 async function put(frame) {
   const { figure, more, listen } = drawn.get(frame);
   const template = (await templates)[theme()];
-  // A figure may have given way to another one meanwhile; one out of sight has no width yet.
-  if (drawn.get(frame)?.figure !== figure || !frame.clientWidth) return;
+  // A figure may have given way to another one meanwhile.
+  if (drawn.get(frame)?.figure !== figure) return;
+  unseen.delete(frame);
+  if (!frame.clientWidth) {
+    unseen.add(frame);
+    return;
+  }
   const narrow = String(isNarrow(frame));
   // Plotly leaves pieces of a scale behind when it moves from one side to another.
   const isNew = frame.dataset.narrow !== narrow;

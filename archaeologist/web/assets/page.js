@@ -65,10 +65,14 @@ async function show() {
   byId("strata-shown").hidden = !contents.metrics.length;
   byId("strata-none").hidden = contents.metrics.length > 0;
   showProvenance(contents);
+  // What is seen first comes first: a browser draws one figure at a time.
   await Promise.all([
     attempt("findings", () => showFindings(campaign, followFinding)),
     attempt("cards", () => showCards(campaign, select)),
     contents.metrics.length ? strata() : null,
+  ]);
+  if (campaign !== shown) return;
+  await Promise.all([
     attempt("movers", () => showMovers(campaign, contents, select)),
     attempt("skills", async () => { if (chooseSkill(contents)) await showSkill(campaign, contents); }),
     attempt("health", () => showHealth(campaign, contents)),
