@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 import archaeologist
-from archaeologist.errors import ArchaeologistError
+from archaeologist.errors import ArchaeologistError, JobCrashed, JobTimedOut, WorkerLost
 from contracts import subjects
 from contracts.messages import AlertData, CompletedData, Event, FailedData
 from contracts.records import JobRecord
@@ -234,6 +234,8 @@ def _prepare() -> None:
     for family in FAMILIES:
         for severity in SEVERITIES:
             _ALERTS.labels(family, severity)
+    for kind_of_end in (JobCrashed, JobTimedOut, WorkerLost):
+        _FAILURES.labels("job", kind_of_end.code)
     for target in TARGETS:
         for outcome in TELLINGS:
             _TOLD.labels(target, outcome)

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,6 +153,23 @@ def test_every_measure_of_ours_is_explained_and_nothing_else(exported: dict[str,
     rows = re.findall(r"^\| `(archaeologist_\w+)", OPERATIONS.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(rows) == len(set(rows))
     assert {re.sub(r"_(total|info)$", "", row) for row in rows} == families
+
+
+def test_what_a_rule_wants_to_see_grow_at_once_is_there_from_the_start() -> None:
+    """Prometheus sees no growth in a series that begins with one."""
+    program = "from archaeologist import metrics; print(metrics.exposition().decode())"
+    fresh = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True, timeout=60)
+    there = [line for line in fresh.stdout.splitlines() if line.endswith(" 0.0")]
+    at_once = [
+        asked(rule["expr"])
+        for group in RULES["groups"]
+        for rule in group["rules"]
+        if "increase(" in rule["expr"] and rule["expr"].endswith("> 0")
+    ]
+    assert at_once
+    for wanted in at_once:
+        for name, label, value_wanted in wanted.values:
+            assert any(line.startswith(name + "{") and f'{label}="{value_wanted}"' in line for line in there)
 
 
 def test_panels_have_numbers_of_their_own_and_do_not_overlap() -> None:
