@@ -146,11 +146,16 @@ async def test_jobs_are_asked_for_seen_refused_and_cancelled_over_http(
             asked.append((await client.post("/api/jobs", json=body)).json())
         first, second = (str(answer["job_id"]) for answer in asked)
         await until_state(client, first, "running")
-        assert (await client.get("/api/status")).json()["queue"]["layer_stats"] == {"waiting": 1, "in_flight": 1}
+
+        async def is_one_waiting() -> bool:
+            queue = (await client.get("/api/status")).json()["queue"]
+            return bool(queue["layer_stats"] == {"waiting": 1, "in_flight": 1})
+
+        await until_asked(is_one_waiting, seconds=30)
         assert (await client.get("/api/workers")).json()["count"] == 1
         assert 'state="in_flight"' in (await client.get("/metrics")).text
         refused = await client.post("/api/jobs", json={"hero_id": HERO, "campaign_id": CAMPAIGN, "checkpoint_step": 9})
-        assert refused.json()["accepted"] is False
+        await until_state(client, str(refused.json()["job_id"]), "refused", "failed")
         # What was refused is asked for again once its checkpoint is there.
         write_checkpoint(folder.checkpoints / "checkpoint-9", seed=9)
         again = await asyncio.to_thread(_command, guarded, root, "jobs", "requeue", "--all", "--json")
