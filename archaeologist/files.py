@@ -1,6 +1,8 @@
 """Opens and reads files that others wrote: regular ones only, never through a link, never without a bound.
 
-Raises ``OSError`` with the reason; the caller knows which fact of its own that is.
+A path is checked first and opened later, and in between somebody may put a link in its place, or in that of a folder on
+the way. So a file is opened folder by folder, and no link is followed. Raises ``OSError`` with the reason; the caller
+knows which fact of its own that is.
 """
 
 import contextlib
@@ -10,6 +12,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 
 @contextlib.contextmanager
@@ -17,19 +20,58 @@ def opened(file: Path) -> Iterator[int]:
     """A descriptor of a regular file, for reading.
 
     Args:
-        file: Resolved: where a link is in its place now, somebody put it there since.
+        file: Resolved: where a link is in its place or on the way to it now, somebody put it there since.
 
     Raises:
-        OSError: It is not there, is a link or no regular file, or may not be read.
+        OSError: It is not there, is no regular file, is or lies behind a link, or may not be read.
     """
-    # Without O_NONBLOCK, opening a pipe waits for a writer for ever.
-    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with folder_of(file) as folder:
+        # Without O_NONBLOCK, opening a pipe waits for a writer for ever.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(file.name, flags, dir_fd=folder)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(file))
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def folder_of(file: Path) -> Iterator[int]:
+    """A descriptor of the folder that a file lies in, to name the file by.
+
+    Args:
+        file: Absolute and resolved.
+
+    Raises:
+        OSError: The folder is not there, or a link is on the way to it.
+    """
+    # Not to be read, only to be gone through, for which the right to search is enough.
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    folder = os.open("/", flags)
+    try:
+        for name in file.parent.parts[1:]:
+            inner = os.open(name, flags, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def made(file: Path, *, mode: int = 0o644) -> IO[bytes]:
+    """A file to be written from its beginning; made if it is not there.
+
+    Args:
+        file: Where a link is in its place, what that leads to stays as it is.
+        mode: Of a new one, before the umask.
+
+    Raises:
+        OSError: It is a link, or may not be written.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    return os.fdopen(os.open(file, flags, mode), "wb")
 
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:

@@ -281,7 +281,7 @@ def _handed_over(path: Path, copy: Path, *, seen: os.stat_result) -> bool:
 
 def _read(file: Path, *, is_fresh: bool = False) -> bytes:
     """A whole file; fresh: from the disk rather than from memory, as far as the system lets one ask for that."""
-    with opened(file) as descriptor:
+    with opened(file.parent.resolve(strict=True) / file.name) as descriptor:
         if os.fstat(descriptor).st_size > MAX_ARTIFACT_BYTES:
             msg = f"it is larger than {MAX_ARTIFACT_BYTES} bytes"
             raise OSError(errno.EFBIG, msg)

@@ -9,12 +9,13 @@ import errno
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from archaeologist.errors import ArchiveUnavailable
 from archaeologist.files import read_bounded
+from archaeologist.paths import resolve_under
 
 SUFFIX: Final = ".gz"
 
@@ -84,14 +85,16 @@ def sign(status: os.stat_result) -> str:
     return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
 
 
-def read_stored(path: Path, limit_bytes: int) -> bytes:
+def read_stored(path: Path, limit_bytes: int, *, allowed: Sequence[Path] | None = None) -> bytes:
     """All of an artifact's file as it was written, from wherever it is.
 
     Args:
         path: Its plain name.
         limit_bytes: Of the file, and of what it unpacks to.
+        allowed: Folders that it must lie in, once every link is followed; None: any.
 
     Raises:
+        PathOutsideRoot: It lies elsewhere.
         FileNotFoundError: There is none.
         ArchiveUnavailable: It is archived, and the WARM root cannot be reached.
         OSError: It cannot be read, is too large or damaged.
@@ -101,8 +104,8 @@ def read_stored(path: Path, limit_bytes: int) -> bytes:
     for file in (path, archived_path(path), path):
         try:
             if file == path:
-                return read_bounded(path.resolve(strict=True), limit_bytes)
-            return unpacked(_read_archived(file, limit_bytes), limit_bytes)
+                return read_bounded(_followed(path, allowed), limit_bytes)
+            return unpacked(_read_archived(file, limit_bytes, allowed), limit_bytes)
         except FileNotFoundError:
             continue
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
@@ -126,10 +129,16 @@ def unpacked(packed: bytes, limit_bytes: int) -> bytes:
     return content
 
 
-def _read_archived(link: Path, limit_bytes: int) -> bytes:
+def _followed(path: Path, allowed: Sequence[Path] | None) -> Path:
+    """Where a file is, every link followed. What is opened is this and no other: ``files`` follows none."""
+    resolved = path.resolve(strict=True)
+    return resolved if allowed is None else resolve_under(resolved, allowed)
+
+
+def _read_archived(link: Path, limit_bytes: int, allowed: Sequence[Path] | None) -> bytes:
     os.lstat(link)
     try:
-        return read_bounded(link.resolve(strict=True), limit_bytes)
+        return read_bounded(_followed(link, allowed), limit_bytes)
     except (OSError, RuntimeError) as error:
         if getattr(error, "errno", None) in {errno.EINVAL, errno.EFBIG}:
             raise

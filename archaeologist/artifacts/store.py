@@ -10,7 +10,7 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from archaeologist.artifacts.storage import archived_owner, archived_path, is_stored, read_stored
 from archaeologist.errors import ArchiveUnavailable, ArtifactInvalid, ArtifactMissing, ArtifactUnwritable
-from archaeologist.files import locked
+from archaeologist.files import locked, made
 from contracts.artifacts import ARTIFACT_VERSION, Artifact, LayerDrift, LayerStats
 
 MAX_ARTIFACT_BYTES: Final = 256_000_000
@@ -178,8 +178,7 @@ def _copy(file: Path, to: Path) -> None:
 
 
 def _write_flushed(path: Path, content: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(path, flags, 0o644), "wb") as file:
+    with made(path) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -237,15 +236,21 @@ def read_layer_drift(path: Path) -> LayerDrift:
     return _decode(path, _read(path), LayerDrift)
 
 
-def read_checked(path: Path, kind: type[ArtifactType]) -> bytes:
+def read_checked(path: Path, kind: type[ArtifactType], *, allowed: Sequence[Path]) -> bytes:
     """The bytes of an artifact's file as they lie there, once they have been found to be one.
 
+    Args:
+        path: Its plain name.
+        kind: What it must be.
+        allowed: Folders that it must lie in, once every link is followed.
+
     Raises:
+        PathOutsideRoot: It lies elsewhere.
         ArtifactMissing: No file is there.
         ArtifactInvalid: It is not such an artifact, or of a later version.
         ArchiveUnavailable: It is archived, and the WARM root cannot be reached.
     """
-    raw = _read(path)
+    raw = _read(path, allowed=allowed)
     _decode(path, raw, kind)
     return raw
 
@@ -265,9 +270,9 @@ def read_artifact(path: Path) -> Artifact:
     return _decode(path, raw, LayerStats)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, *, allowed: Sequence[Path] | None = None) -> bytes:
     try:
-        return read_stored(path, MAX_ARTIFACT_BYTES)
+        return read_stored(path, MAX_ARTIFACT_BYTES, allowed=allowed)
     except FileNotFoundError as error:
         msg = f"artifact {str(path)!r} is not there; request the analysis"
         raise ArtifactMissing(msg) from error

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ from archaeologist.checkpoints.layout import (
     WEIGHT_SUFFIXES,
 )
 from archaeologist.errors import CheckpointMissing, PinImpossible
-from archaeologist.files import locked
+from archaeologist.files import folder_of, locked
 from archaeologist.paths import is_under
 
 _WEIGHTS: Final = (SHARDED, TORCH_SHARDED, *(f"*{suffix}" for suffix in WEIGHT_SUFFIXES), "*.gguf")
@@ -245,7 +246,10 @@ def _link_all(source: Path, folder: Path, allowed: Sequence[Path]) -> None:
             )
             raise PinImpossible(msg)
         # Resolved, so that the bytes are linked and not a link that dangles when they are gone.
-        os.link(original, folder / name, follow_symlinks=False)
+        with folder_of(original) as place:
+            os.link(original.name, folder / name, src_dir_fd=place, follow_symlinks=False)
+        if not stat.S_ISREG((folder / name).lstat().st_mode):
+            raise OSError(errno.ELOOP, "a link was put in a file's place meanwhile", str(original))
 
 
 def _files(source: Path) -> Iterator[tuple[Path, str]]:

@@ -12,6 +12,7 @@ from typing import Self
 
 from archaeologist.errors import ArtifactUnwritable
 from archaeologist.excavation.tally import TensorResult
+from archaeologist.files import made
 from archaeologist.statistics.sketch import SketchHeader, encode_header, size_of
 
 
@@ -37,7 +38,7 @@ class SketchFile:
         """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("wb")
+            self._file = made(self._path)
             self._file.write(self._first)
         except OSError as error:
             raise self._unwritable(error) from error

@@ -28,7 +28,7 @@ TEXT_FIELDS: Final = ("prompt", "text", "instruction")
 MAX_LINE_BYTES: Final = 1 << 20
 MAX_PROBES: Final = 256
 
-_DATA: Final = Path(__file__).parent / "data"
+_DATA: Final = Path(__file__).resolve().parent / "data"
 _SUFFIX: Final = ".jsonl"
 _EXAMPLE: Final = '{"prompt": "What is 2 + 2?"}'
 

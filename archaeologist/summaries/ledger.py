@@ -9,14 +9,17 @@ import secrets
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from archaeologist.files import opened, read_at
 
 SLACK_BYTES: Final = 1_000_000
 """Unused bytes that are not worth a new file."""
+
+
+Size = Annotated[int, Meta(ge=0, le=10**12)]
 
 
 class Damaged(ValueError):
@@ -35,19 +38,19 @@ class Sheet(Struct, frozen=True, kw_only=True, tag="sheet"):
 class Place(Struct, frozen=True, kw_only=True, tag="place"):
     """Where such numbers lie."""
 
-    names: int
+    names: Size
     """Place in the ledger's ``names``."""
-    offset: int
-    size: int
+    offset: Size
+    size: Size
     checksum: int
 
 
 class Ledger(Struct, frozen=True, kw_only=True):
     """What is known of a file of numbers."""
 
-    file: str = ""
-    """Its name; empty: there is none yet."""
-    length: int = 0
+    file: Annotated[str, Meta(pattern=r"^(\.[a-z]+-[0-9a-f]{16})?$(?!\n)")] = ""
+    """Its name; empty: there is none yet. Whoever can write the store could name any file."""
+    length: Size = 0
     """What lies behind is of a writer who died."""
     names: tuple[bytes, ...] = ()
 
@@ -87,8 +90,11 @@ def read(folder: Path, ledger: Ledger, places: Sequence[Place]) -> list[Sheet]:
     if not places:
         return []
     start, end = min(one.offset for one in places), max(one.offset + one.size for one in places)
+    if end > ledger.length:
+        msg = f"numbers at {end} lie behind the end of {ledger.file!r}"
+        raise Damaged(msg)
     try:
-        with opened(folder / ledger.file) as descriptor:
+        with opened(folder.resolve(strict=True) / ledger.file) as descriptor:
             content = memoryview(read_at(descriptor, end - start, start))
     except OSError as error:
         msg = f"numbers in {ledger.file!r} cannot be read: {error}"

@@ -15,6 +15,7 @@ import msgspec
 import archaeologist
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.artifacts.storage import sign, stored
+from archaeologist.files import made, read_bounded
 
 if TYPE_CHECKING:
     import os
@@ -23,6 +24,7 @@ FORMAT: Final = 3
 """Raised whenever an extract, a summary or what is computed from a sketch changes its meaning."""
 MARKER: Final = ".inputs"
 """Beside the summaries: the digest of what they were made from."""
+MAX_MARKER_BYTES: Final = 1024
 
 _ARTIFACT: Final = re.compile(r"ckpt-(\d{1,16})\.layer_stats\.json")
 
@@ -78,13 +80,15 @@ def mark(folder: CampaignFolder, digest: str) -> None:
         OSError: The disk is full or read-only.
     """
     temporary = folder.summaries / f"{MARKER}.tmp"
-    temporary.write_text(digest, encoding="ascii")
+    with made(temporary) as file:
+        file.write(digest.encode("ascii"))
     temporary.replace(folder.summaries / MARKER)
 
 
 def _marked(folder: CampaignFolder) -> str | None:
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        return (folder.summaries / MARKER).read_text(encoding="ascii")
+    with contextlib.suppress(OSError, UnicodeDecodeError, RuntimeError):
+        marker = (folder.summaries / MARKER).resolve(strict=True)
+        return read_bounded(marker, MAX_MARKER_BYTES).decode("ascii")
     return None
 
 

@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 import archaeologist
-from archaeologist.files import read_bounded
+from archaeologist.files import made, read_bounded
 from archaeologist.summaries import ledger
 from archaeologist.summaries.continuation import Written
 from archaeologist.summaries.extract import Extract
@@ -90,7 +90,7 @@ def load(folder: Path, *, has_numbers: bool = True) -> Store:
         has_numbers: Whether the extracts get their numbers of blocks, which most of the time goes into.
     """
     for _ in range(2):  # a writer may have moved the numbers to another file meanwhile
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
             found = _decoded(folder)
             if ledger.is_whole(folder, found.submodules):
                 return replace(found, entries=_with_blocks(folder, found)) if has_numbers else found
@@ -98,7 +98,7 @@ def load(folder: Path, *, has_numbers: bool = True) -> Store:
 
 
 def _decoded(folder: Path) -> Store:
-    content = read_bounded(folder / NAME, MAX_BYTES)
+    content = read_bounded((folder / NAME).resolve(strict=True), MAX_BYTES)
     checksum, body = content[:_CHECKSUM_BYTES], memoryview(content)[_CHECKSUM_BYTES:]
     if zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big") != checksum:
         return Store()
@@ -188,7 +188,8 @@ def _put(folder: Path, store: Store) -> None:
     body = msgspec.msgpack.encode(store)
     temporary = folder / f"{NAME}.tmp"
     try:
-        temporary.write_bytes(zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big") + body)
+        with made(temporary) as file:
+            file.write(zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big") + body)
         temporary.replace(folder / NAME)
     except OSError:
         with contextlib.suppress(OSError):

@@ -302,8 +302,10 @@ def _artifact(request: Asked, library: Library, path: Path, kind: type[ArtifactT
     if found is None:
         msg = f"Not found: {path.name}; request the analysis, or look at the list of those that are there"
         raise ArtifactMissing(msg)
-    resolve_under(standing(path), library.settings.artifact_roots)
-    return respond(request, library.shelf, ("file", str(path), found), lambda: read_checked(path, kind))
+    roots = library.settings.artifact_roots
+    # Before what is on the shelf is looked for, and once more when it is read: the file may be another one by then.
+    resolve_under(standing(path), roots)
+    return respond(request, library.shelf, ("file", str(path), found), lambda: read_checked(path, kind, allowed=roots))
 
 
 def _timeline(

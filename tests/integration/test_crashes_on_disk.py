@@ -32,8 +32,10 @@ from archaeologist.artifacts.store import put_in_place
 from archaeologist.checkpoints.pins import pin, unpin
 
 def work(call, left):
-    def count(event, _):
+    def count(event, arguments):
         nonlocal left
+        if event == "open" and arguments[2] & os.O_PATH:
+            return  # a folder on the way to a file
         if event == "open" or event.startswith(("os.", "shutil.")):
             left -= 1
             if left < 0:
