@@ -19,10 +19,11 @@ from msgspec import Struct
 from archaeologist.errors import DtypeUnsupported, HeaderInvalid
 from archaeologist.files import read_at
 
-MAX_HEADER_BYTES: Final = 100_000_000
-"""The format's own limit."""
-MAX_VALUES: Final = 4_000_000
-"""Of JSON values in a header. Parsed they take some 300 MB; the largest models known need a quarter of it."""
+MAX_HEADER_BYTES: Final = 32_000_000
+"""A third of the format's own limit, and enough for 200,000 tensors in one file. Text takes up to seven times as much
+while it is parsed."""
+MAX_VALUES: Final = 2_000_000
+"""Of JSON values in a header. Parsed they take up to 270 MB; the largest models known need half of them."""
 MAX_NAME_CHARACTERS: Final = 1024
 MAX_DIMENSIONS: Final = 64
 MAX_SIZE: Final = 2**63 - 1
@@ -142,7 +143,7 @@ def _read_bytes(descriptor: int, size: int) -> bytes:
         raise _Broken(msg)
     length = int.from_bytes(read_at(descriptor, LENGTH_BYTES, 0), "little")
     if length > MAX_HEADER_BYTES:
-        msg = f"header of {length} bytes, the format allows {MAX_HEADER_BYTES}: it is damaged or not safetensors"
+        msg = f"header of {length} bytes, at most {MAX_HEADER_BYTES} are read: it is damaged or not safetensors"
         raise _Broken(msg)
     if LENGTH_BYTES + length > size:
         msg = f"header of {length} bytes in a file of {size} bytes: it is truncated"
