@@ -7,6 +7,7 @@ library with ``extra=`` (a trainer need not have structlog), the others through 
 standard error.
 """
 
+import io
 import logging
 import os
 import sys
@@ -40,18 +41,17 @@ def configure(settings: LogSettings) -> None:
     """Sends structlog's and the standard library's records to standard error in one form."""
     readable = settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty())
     renderer: Any = (
-        # Plain tracebacks: the pretty ones print every local variable, credentials too.
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_write_traceback)
         if readable
         else structlog.processors.JSONRenderer(ensure_ascii=False)
     )
-    exceptions = [] if readable else [structlog.processors.format_exc_info]
+    prepared: list[Any] = [_escape] if readable else [structlog.processors.format_exc_info]
     handler = logging.StreamHandler(sys.stderr)
     formatter = _JournalFormatter if _is_journal(sys.stderr) else structlog.stdlib.ProcessorFormatter
     handler.setFormatter(
         formatter(
             foreign_pre_chain=_SHARED,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *exceptions, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *prepared, renderer],
         )
     )
     logging.basicConfig(handlers=[handler], level=settings.level.upper(), force=True)
@@ -67,8 +67,9 @@ class _JournalFormatter(structlog.stdlib.ProcessorFormatter):
     """Puts the priority before each line; the journal takes it off again."""
 
     def format(self, record: logging.LogRecord) -> str:
+        # Not splitlines, which takes more for ends of lines than JSON escapes and the journal does.
         priority = PRIORITIES.get(record.levelno, PRIORITIES[logging.INFO])
-        return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).split("\n"))
 
 
 def _is_journal(stream: TextIO) -> bool:
@@ -78,3 +79,23 @@ def _is_journal(stream: TextIO) -> bool:
     except OSError:  # no file at all
         return False
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def escaped(text: str) -> str:
+    """Text on one line, with what would steer a terminal or begin another line written as an escape."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def _escape(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A processor: what others sent must not look like lines of ours. JSON escapes by itself."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = escaped(value)
+    return event
+
+
+def _write_traceback(output: TextIO, raised: Any) -> None:
+    # Not the pretty ones, which print every local variable, credentials too.
+    plain = io.StringIO()
+    structlog.dev.plain_traceback(plain, raised)
+    output.write("\n".join(map(escaped, plain.getvalue().split("\n"))))

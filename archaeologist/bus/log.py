@@ -74,8 +74,8 @@ async def events(
                         position = message.metadata.sequence.stream
                         if not follow and position > end:
                             return
-                        if logged := _decoded(message):
-                            yield logged
+                        if event := decoded(message.subject, message.data):
+                            yield LoggedEvent(position, event)
         except BusUnavailable as error:
             if not follow or bus.closed.is_set():
                 raise
@@ -146,10 +146,10 @@ async def _before_the_last(bus: Bus, last: int | None, *, end: int, subjects: Se
     return newest[0] if len(newest) > last else 0
 
 
-def _decoded(message: Msg) -> LoggedEvent | None:
+def decoded(subject: str, body: bytes) -> Event | None:
+    """An event of the log; None where a message is none: whoever may publish must not be able to stop its readers."""
     try:
-        event = msgspec.json.decode(message.data, type=Event)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        log.warning("not an event", extra={"subject": message.subject, "reason": str(error)})
+        return msgspec.json.decode(body, type=Event)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        log.warning("not an event", extra={"subject": subject, "reason": str(error)})
         return None
-    return LoggedEvent(int(message.metadata.sequence.stream), event)

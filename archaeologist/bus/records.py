@@ -121,7 +121,7 @@ class Records(Generic[T]):
         for key, body in (await self._persistently(lambda: self._listed(headers_only=False))).items():
             try:
                 found[key] = self._decoded(body)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 log.warning("record does not decode", extra={"key": key, "reason": str(error)})
         return found
 

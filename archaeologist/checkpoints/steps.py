@@ -1,5 +1,6 @@
 """Which training step a checkpoint belongs to, from what lies on disk."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Final
@@ -11,7 +12,7 @@ from archaeologist.checkpoints.layout import WEIGHT_SUFFIXES
 from archaeologist.files import read_bounded
 
 TRAINER_STATE: Final = "trainer_state.json"
-MAX_TRAINER_STATE_BYTES: Final = 256_000_000
+MAX_TRAINER_STATE_BYTES: Final = 64_000_000
 """Its log grows with the run; only one number of it is decoded."""
 
 _NAME: Final = re.compile(r"checkpoint-([0-9]{1,15})")
@@ -32,7 +33,8 @@ def step_of(path: Path) -> int | None:
     Args:
         path: The checkpoint's folder, or a weight file in it.
     """
-    folder = path.parent if path.suffix in WEIGHT_SUFFIXES and not path.is_dir() else path
+    is_file = path.suffix in WEIGHT_SUFFIXES and not os.path.isdir(path)  # noqa: PTH112 -- Path.is_dir may raise
+    folder = path.parent if is_file else path
     if match := _NAME.fullmatch(folder.name):
         return int(match[1])
     try:

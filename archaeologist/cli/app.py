@@ -141,4 +141,6 @@ def _first(error: BaseException) -> BaseException:
 
 
 def _complain(code: str, message: str) -> None:
-    sys.stderr.write(f"error: {code}: {' '.join(message.split())}\n")
+    from archaeologist.cli.console import printable  # takes rich, and most commands end without a complaint
+
+    sys.stderr.write(f"error: {code}: {printable(' '.join(message.split()))}\n")

@@ -3,12 +3,14 @@
 What each says is in ``contracts.messages``; the executor and intake publish them.
 """
 
+import contextlib
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from archaeologist.daemon.decoding import MAX_DEPTH, depth_of
 from archaeologist.daemon.lifecycle import stamp
 from contracts import subjects
 from contracts.artifacts import Alert
@@ -113,12 +115,15 @@ def message_id(record: JobRecord) -> str:
 
 
 def as_received(body: bytes) -> Any:
-    """The message for an event: JSON where it is some and short enough, else text cut at 4 KB."""
+    """The message for an event: JSON where it is some, short and flat enough, else text cut at 4 KB.
+
+    Each reader of the Battle Log decodes it again, within the event, and may bear less depth than we do.
+    """
     if len(body) <= MAX_REQUEST_BYTES:
-        try:
-            return msgspec.json.decode(body)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-            pass
+        with contextlib.suppress(msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            message = msgspec.json.decode(body)
+            if depth_of(message) <= MAX_DEPTH:
+                return message
     return body[:MAX_REQUEST_BYTES].decode("utf-8", errors="replace")
 
 

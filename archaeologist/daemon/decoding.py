@@ -87,13 +87,13 @@ def json_object(body: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         msg = f"message {_shown(body)} is JSON but not an object; send one JSON object"
         raise MessageMalformed(msg)
-    if _depth(fields) > MAX_DEPTH:
+    if depth_of(fields) > MAX_DEPTH:
         msg = f"message is nested deeper than {MAX_DEPTH} levels; send a flat JSON object"
         raise MessageMalformed(msg)
     return fields
 
 
-def _depth(value: object) -> int:
+def depth_of(value: object) -> int:
     """Levels of nesting, without recursion and no further than one past the limit."""
     level, depth = [value], 0
     while level and depth <= MAX_DEPTH:

@@ -4,6 +4,7 @@ Blocking file work without the bus; admission calls it in a thread.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -39,7 +40,7 @@ def resolve(settings: Settings, folder: CampaignFolder, *, path: str | None, ste
     written = Path(mapped(path, settings.paths)) if path is not None else Path(f"checkpoint-{step}")
     found = resolve_under(_candidate(folder, written), settings.allowed_roots)
     known = step if step is not None else step_of(found)
-    if known is None and not found.exists():
+    if known is None and not _is_there(found):
         msg = f"checkpoint {str(found)!r} is not there; it must be there when the message arrives"
         raise CheckpointMissing(msg)
     if known is None:
@@ -159,4 +160,9 @@ def _candidate(folder: CampaignFolder, written: Path) -> Path:
     if written.is_absolute():
         return written
     bases = (folder.checkpoints, folder.path, folder.root)
-    return next((base / written for base in bases if (base / written).exists()), folder.checkpoints / written)
+    return next((base / written for base in bases if _is_there(base / written)), folder.checkpoints / written)
+
+
+def _is_there(path: Path) -> bool:
+    # Path.exists raises where a name is too long or a folder may not be searched.
+    return os.path.exists(path)  # noqa: PTH110
