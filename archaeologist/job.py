@@ -54,6 +54,8 @@ def main() -> int:
     lines = _Lines(parser.parse_args().lines_fd)
     # Before NumPy is loaded: blocks share the processors, and threads within one product only wait for each other.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Before transformers is loaded, which looks once: a checkpoint's files can name others on a hub.
+    os.environ["HF_HUB_OFFLINE"] = "1"
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     _die_with_parent()
     _yield_memory()

@@ -348,6 +348,8 @@ class Excavation(Struct, frozen=True, kw_only=True):
     """0: one for each core the process may use."""
     drop_page_cache: bool = False
     neighbour: NeighbourOptions = NeighbourOptions()
+    allowed: tuple[str, ...] = ("/",)
+    """Folders into which checkpoints and the links in them may lead; by default any, for a person at the terminal."""
     activations: ForwardOptions = ForwardOptions()
     gpu: GpuOptions = GpuOptions()
 

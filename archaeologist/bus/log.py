@@ -13,7 +13,6 @@ from typing import Final, NamedTuple
 import msgspec
 import nats.errors
 import nats.js.errors
-from nats.aio.msg import Msg
 
 from archaeologist.bus.connection import Bus
 from archaeologist.bus.reading import Reader, reading

@@ -13,6 +13,7 @@ from typing import Final, Literal
 from msgspec import Struct
 
 from archaeologist.checkpoints.header import MAX_HEADER_BYTES, decode_json, shown
+from archaeologist.checkpoints.steps import TRAINER_STATE
 from archaeologist.errors import (
     CheckpointEmpty,
     CheckpointError,
@@ -42,6 +43,11 @@ WEIGHT_SUFFIXES: Final = (SAFETENSORS, *TORCH_SUFFIXES)
 
 TRAINER_FILES: Final = ("optimizer*", "scheduler*", "rng_state*", "scaler*", "training_args*")
 """A trainer's own state: large or pickled, and never opened."""
+
+MAX_OPENED_BYTES: Final = 128_000_000
+"""Of a file that is neither weights nor a trainer's; the largest known tokenizer takes 35 MB."""
+
+_WEIGHTS: Final = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
 
 _LONGEST_FILE_NAME: Final = 255
 
@@ -173,6 +179,34 @@ def inside(folder: Path, name: str, roots: Sequence[Path]) -> Path:
         )
         raise PathOutsideRoot(msg)
     return file
+
+
+def check_contents(folder: Path, roots: Sequence[Path]) -> None:
+    """Passes a checkpoint whose files a library may open by name: whatever is there, it reads whole, through any link.
+
+    Args:
+        folder: Resolved; a single weight file has no contents.
+        roots: Besides the folder, where links may lead.
+
+    Raises:
+        PathOutsideRoot: A link leads out of them.
+        CheckpointError: Something is neither file nor folder, or too large to be read whole.
+    """
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []  # noqa: PTH208 -- names are what is looked at
+    for name in names:
+        if any(fnmatchcase(name, pattern) for pattern in (*TRAINER_FILES, TRAINER_STATE)):
+            continue
+        file = inside(folder, name, (folder, *roots))
+        if not (file.is_file() or file.is_dir()):
+            msg = f"file {name!r} of checkpoint {str(folder)!r} is a pipe, a socket or a device; take it away"
+            raise CheckpointError(msg)
+        is_weights = any(fnmatchcase(name, pattern) for pattern in _WEIGHTS)
+        if not is_weights and file.is_file() and (size := file.stat().st_size) > MAX_OPENED_BYTES:
+            msg = (
+                f"file {name!r} of checkpoint {str(folder)!r} has {size} bytes, at most {MAX_OPENED_BYTES} are read;"
+                " take it away"
+            )
+            raise CheckpointError(msg)
 
 
 def _read_weight_map(file: Path, *, suffix: str) -> dict[str, str]:

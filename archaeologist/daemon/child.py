@@ -37,6 +37,8 @@ SHOWN_LINES: Final = 8
 SHOWN_CHARACTERS: Final = 1500
 DRAIN_SECONDS: Final = 5.0
 """After the exit: what a pipe still holds is there at once, unless a stranger keeps the pipe open."""
+KEPT_FROM_CHILD: Final = ("ARCHAEOLOGIST_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+"""Beginnings of the variables that it does not get."""
 ASK_AGAIN: Final = "ask again with force, and report it if it repeats"
 
 _decoder = msgspec.json.Decoder(ChildLine)
@@ -107,8 +109,12 @@ async def run_child(
 
 
 def child_environment(environ: Mapping[str, str], *, cache: Path) -> dict[str, str]:
-    """The child's environment: the parent's without the bus's address and credentials, with the kernels' cache."""
-    return {"PYTHONFAULTHANDLER": "1", **without_bus(environ), "NUMBA_CACHE_DIR": str(cache)}
+    """The child's environment: the parent's without settings and secrets, with the kernels' cache.
+
+    It reads no setting, and runs code of libraries over files that anybody may have written.
+    """
+    kept = {name: value for name, value in environ.items() if not name.upper().startswith(KEPT_FROM_CHILD)}
+    return {"PYTHONFAULTHANDLER": "1", **kept, "NUMBA_CACHE_DIR": str(cache)}
 
 
 def without_bus(environ: Mapping[str, str]) -> dict[str, str]:

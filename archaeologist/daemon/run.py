@@ -124,6 +124,7 @@ class Runner:
             threads=worker.threads,
             drop_page_cache=worker.drop_page_cache,
             neighbour=self._settings.neighbour_options,
+            allowed=tuple(map(str, self._settings.allowed_roots)),
             activations=self._settings.forward_options(job.options.model_ref),
             gpu=self._settings.gpu_options,
         )

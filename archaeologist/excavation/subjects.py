@@ -16,10 +16,11 @@ from msgspec.structs import replace
 from archaeologist.checkpoints.fingerprint import fingerprint
 from archaeologist.checkpoints.index import CheckpointIndex, read_index
 from archaeologist.checkpoints.reader import Pace, Reader
-from archaeologist.errors import AdapterBaseUnfit, CheckpointChanged, CheckpointError
+from archaeologist.errors import AdapterBaseUnfit, CheckpointChanged, CheckpointError, PathOutsideRoot
 from archaeologist.excavation.adapted import Adapted, AdaptedReader, Base, changes, merged
 from archaeologist.excavation.plan import Ties, find_ties
 from archaeologist.excavation.walk import BlockResult, ReferenceUnreadableError
+from archaeologist.paths import is_under
 from archaeologist.statistics import low_rank
 from contracts.artifacts import AdapterChange, AdapterInfo
 from contracts.messages import Excavation, Side
@@ -89,6 +90,11 @@ def open_side(side: Side, files: contextlib.ExitStack, excavation: Excavation, p
     return Opened(side=side, index=opened.index, reader=opened.reader, base=base)
 
 
+def roots(excavation: Excavation) -> tuple[Path, ...]:
+    """Where checkpoints, and links in them, may lead."""
+    return tuple(map(Path, excavation.allowed))
+
+
 def open_reference(side: Side, files: contextlib.ExitStack, excavation: Excavation, pace: Pace | None) -> Opened:
     """The same of a reference.
 
@@ -102,8 +108,11 @@ def open_reference(side: Side, files: contextlib.ExitStack, excavation: Excavati
 
 
 def _open(where: _Where, files: contextlib.ExitStack, excavation: Excavation, pace: Pace | None) -> Base:
-    # Where links may lead was decided by whoever made the job; that they still lead there, the fingerprint says.
-    index = read_index(Path(where.read_path), allowed=(Path("/"),))
+    # Looked at anew: since the job was made, somebody may have put a link in a file's or the folder's place.
+    index = read_index(Path(where.read_path), allowed=roots(excavation))
+    if index.path != where.read_path and not is_under(Path(index.path), roots(excavation)):
+        msg = f"checkpoint {where.path!r} leads to {index.path!r} now, outside the allowed roots; request it again"
+        raise PathOutsideRoot(msg)
     # Opened first: whatever is written from now on is noticed, at the end at the latest.
     reader = files.enter_context(Reader(index, drop_page_cache=excavation.drop_page_cache, pace=pace))
     if (found := fingerprint(index, reader)) != where.fingerprint:

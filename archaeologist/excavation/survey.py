@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from archaeologist import __version__
 from archaeologist.checkpoints.index import CheckpointIndex
+from archaeologist.checkpoints.layout import check_contents
 from archaeologist.checkpoints.names import expert_of, is_bias
 from archaeologist.checkpoints.reader import Pace
 from archaeologist.errors import ArchaeologistError, CheckpointError, NothingComparable, TemporaryError
@@ -37,6 +38,7 @@ from archaeologist.excavation.subjects import (
     exact,
     open_reference,
     open_side,
+    roots,
     runnable,
 )
 from archaeologist.excavation.walk import BlockResult, OnProgress, ReferenceUnreadableError, Walk
@@ -219,6 +221,8 @@ def _probing(
         def runs(opened: Opened) -> Checkpoint:
             made = runnable(opened)
             tokenizer = tokenizer_folder(opened, made)
+            for place in {made.folder, tokenizer}:
+                check_contents(place, roots(excavation))
             return Checkpoint(folder=made.folder, tokenizer=tokenizer, index=made.index, reader=made.reader)
 
         beside = (lambda: runs(reference)) if reference else None

@@ -286,11 +286,11 @@ def test_the_child_gets_the_kernel_cache_and_no_credentials(tmp_path: Path) -> N
         "ARCHAEOLOGIST_NATS_URL": "nats://token@h",
         "ARCHAEOLOGIST_BUS__TOKEN": "secret",
         "ARCHAEOLOGIST_bus__password": "secret",
-        "ARCHAEOLOGIST_LOG__LEVEL": "debug",
+        "ARCHAEOLOGIST_WEB__TOKEN": "secret",
+        "HF_TOKEN": "secret",
     }
     assert child_environment(environ, cache=tmp_path) == {
         "PATH": "/bin",
-        "ARCHAEOLOGIST_LOG__LEVEL": "debug",
         "NUMBA_CACHE_DIR": str(tmp_path),
         "PYTHONFAULTHANDLER": "1",
     }

@@ -6,10 +6,12 @@ tensor, the module that is the block follows from the two names. No table of arc
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,10 +20,18 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from archaeologist.checkpoints.index import CheckpointIndex, TensorEntry
+from archaeologist.checkpoints.index import CONFIG, MAX_CONFIG_BYTES, CheckpointIndex, TensorEntry
 from archaeologist.checkpoints.names import canonical, place
 from archaeologist.checkpoints.reader import Reader
 from archaeologist.errors import ModelUnsupported
+from archaeologist.files import read_bounded
+
+MAX_MODULES: Final = 4096
+"""Layers, or experts in a layer, at most: many times those of any known model."""
+OWN_ATTENTION: Final = (None, "eager", "sdpa")
+"""Attention that is transformers' own code."""
+
+_COUNT: Final = re.compile(r"(layer|block|expert|head|depth)s?$")
 
 DTYPES = {
     "BF16": torch.bfloat16,
@@ -172,6 +182,8 @@ def hidden_size(model: Skeleton) -> int:
 
 
 def _config(folder: Path) -> PreTrainedConfig:
+    # Before transformers sees it: configurations make lists as long as their counts.
+    _check_counts(_written(folder))
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
@@ -184,8 +196,36 @@ def _config(folder: Path) -> PreTrainedConfig:
     if getattr(config, "quantization_config", None) is not None:
         msg = f"the checkpoint in {str(folder)!r} is quantised; activations need its weights as floats"
         raise ModelUnsupported(msg)
+    # Of another name transformers loads code from a hub, or from a library that may not be there.
+    if any(part._attn_implementation not in OWN_ATTENTION for part in _parts(config)):  # noqa: SLF001 - nowhere else to read
+        config._attn_implementation = None  # noqa: SLF001 - the same
     config.use_cache = False
     return config
+
+
+def _parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    """A configuration and those of its parts, text and images for instance."""
+    found = (getattr(config, name, None) for name in config.sub_configs)
+    return [config, *(part for part in found if isinstance(part, PreTrainedConfig))]
+
+
+def _written(folder: Path) -> Any:
+    """The configuration as it is written."""
+    file = folder / CONFIG
+    try:
+        return msgspec.json.decode(read_bounded(file.resolve(strict=True), MAX_CONFIG_BYTES))
+    except (OSError, ValueError, RecursionError, RuntimeError) as error:
+        msg = f"{str(file)!r} cannot be read: {error}; the model's configuration must lie beside its weights"
+        raise ModelUnsupported(msg) from error
+
+
+def _check_counts(values: Any) -> None:
+    """Passes a configuration that does not ask for millions of modules: they need no weights to take memory."""
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        _check_counts(value)
+        if isinstance(value, int) and value > MAX_MODULES and _COUNT.search(name):
+            msg = f"config.json says {name} = {value}, at most {MAX_MODULES} are built; correct it"
+            raise ModelUnsupported(msg)
 
 
 def _dtype(config: PreTrainedConfig, index: CheckpointIndex) -> torch.dtype:

@@ -2,7 +2,6 @@
 
 import filecmp
 import hashlib
-import os
 import reprlib
 from pathlib import Path
 from typing import Any, Final
@@ -188,8 +187,6 @@ def loaded(folder: Path) -> Any:
     Raises:
         TokenizerUnfit: It cannot be loaded.
     """
-    # Belt and braces: a tokenizer's configuration can name files of a hub.
-    os.environ["HF_HUB_OFFLINE"] = "1"
     from transformers import AutoTokenizer  # noqa: PLC0415
 
     try:
