@@ -13,7 +13,6 @@ from typing import Final, Literal
 from msgspec import Struct
 
 from archaeologist.checkpoints.header import MAX_HEADER_BYTES, decode_json, shown
-from archaeologist.checkpoints.steps import TRAINER_STATE
 from archaeologist.errors import (
     CheckpointEmpty,
     CheckpointError,
@@ -194,7 +193,7 @@ def check_contents(folder: Path, roots: Sequence[Path]) -> None:
     """
     names = sorted(os.listdir(folder)) if folder.is_dir() else []  # noqa: PTH208 -- names are what is looked at
     for name in names:
-        if any(fnmatchcase(name, pattern) for pattern in (*TRAINER_FILES, TRAINER_STATE)):
+        if any(fnmatchcase(name, pattern) for pattern in (*TRAINER_FILES, "trainer_state.json")):
             continue
         file = inside(folder, name, (folder, *roots))
         if not (file.is_file() or file.is_dir()):
