@@ -1,15 +1,19 @@
 """Messages of somebody who may publish, sent to a real daemon over a real server: each is refused once, with a code."""
 
 import os
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from archaeologist.bus.log import events
 from archaeologist.daemon.decoding import MAX_BYTES
+from archaeologist.excavation import layer_stats
 from contracts import subjects
-from contracts.messages import Event
+from contracts.messages import Event, Excavation, ForwardOptions, JobOptions
+from tests.fixtures.checkpoints import write_checkpoint
 from tests.fixtures.hostile import MARKUP
+from tests.fixtures.jobs import layer_stats_job, side
 from tests.integration.daemon.house import House, with_quick_children
 
 OUTSIDE: Final = (
@@ -151,20 +155,22 @@ async def test_every_trick_in_every_path_is_refused_once_with_a_code(
     assert await dead(house) == len(asked)
 
 
-@pytest.mark.timeout(240)
-async def test_every_trick_in_a_probe_sets_name_costs_the_activations_alone(house: House) -> None:
-    house.save(100)
-    (house.settings.root_path / "probes").mkdir()
-    (house.settings.root_path / "probes" / "link").symlink_to("/etc/passwd")
-    os.mkfifo(house.settings.root_path / "probes" / "pipe")
-    names = ("/etc/passwd", "link", "pipe", "x" * 300)
-    async with house.daemon():
-        for number, name in enumerate(names):
-            await house.request(f"r{number}", checkpoint_step=100, probe_dataset=name)
-        for number in range(len(names)):
-            _, job = await house.until_ended(f"r{number}")
-            assert job is not None
-            assert (job.state, job.has_activations) == ("done", False), job.error
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../checkpoint-100", "link", "pipe", "x" * 300, "a/../../..", "/proc/self/environ", "loop"]
+)
+def test_every_trick_in_a_probe_sets_name_costs_the_activations_alone(tmp_path: Path, name: str) -> None:
+    folder, probes = write_checkpoint(tmp_path / "checkpoint-100"), tmp_path / "probes"
+    probes.mkdir()
+    (probes / "link").symlink_to("/etc/passwd")
+    (probes / "loop").symlink_to("loop")
+    os.mkfifo(probes / "pipe")
+    job = layer_stats_job(side(folder, 100), options=JobOptions(probe_dataset=name, max_probe_tokens=64))
+    options = ForwardOptions(probes_folder=str(probes))
+    excavation = Excavation(job=job, artifact_path=str(tmp_path / "a.tmp"), threads=1, activations=options)
+    artifact, _ = layer_stats.excavate(excavation, lambda _: None)
+    assert artifact.weight_stats
+    code = artifact.not_computed["activations"].partition(":")[0]
+    assert code in {"path_outside_root", "probes_missing", "probes_invalid"}
 
 
 def deep(levels: int) -> bytes:
