@@ -129,13 +129,14 @@ def put_in_place(temporary: Path, final: Path, *, superseded_folder: Path | None
             if final.exists():
                 # Of the artifact that was replaced, kept aside by now; or of this one, whose archiving died half-way.
                 archived_path(final).unlink(missing_ok=True)
+            if superseded_folder is not None and (owner := _owner(final)):
+                # It owns its path again: an earlier run's copy would be a second one under the same key. Under the
+                # lock still, or the copy may be the only one: another job took the path meanwhile and set it aside.
+                copy = superseded_folder / f"{owner}.json"
+                copy.unlink(missing_ok=True)
+                archived_path(copy).unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(final, error) from error
-    if superseded_folder is not None and (owner := _owner(final)):
-        # It owns its path again: an earlier run's copy would be a second one under the same key.
-        copy = superseded_folder / f"{owner}.json"
-        copy.unlink(missing_ok=True)
-        archived_path(copy).unlink(missing_ok=True)
 
 
 def _keep_aside(temporary: Path, final: Path, superseded_folder: Path) -> None:

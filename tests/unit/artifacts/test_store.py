@@ -4,6 +4,7 @@ import hashlib
 import os
 import resource
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from archaeologist.artifacts import store
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.artifacts.store import (
     MAX_ARTIFACT_BYTES,
@@ -333,3 +335,28 @@ def test_an_artifact_behind_a_link_is_read(tmp_path: Path) -> None:
     write_whole(tmp_path / "archive", encode(layer_stats()))
     (tmp_path / "x").symlink_to("archive")
     assert read_layer_stats(tmp_path / "x") == layer_stats()
+
+
+def test_two_jobs_that_end_at_once_on_one_path_both_keep_their_artifacts(
+    folder: CampaignFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final, aside = folder.layer_stats(5), folder.superseded("k").parent
+    temporary = {key: temporary_path(final, key, 1) for key in ("one", "other")}
+    for key, path in temporary.items():
+        write_whole(path, encode(layer_stats(key)))
+    owner = store._owner
+
+    def looked_at(path: Path) -> str | None:
+        """The other job ends just when the first one sees that it owns the path, if it can."""
+        found = owner(path)
+        if path == final and found == "one" and not other.is_alive() and temporary["other"].exists():
+            other.start()
+            other.join(timeout=0.5)
+        return found
+
+    other = threading.Thread(target=lambda: put_in_place(temporary["other"], final, superseded_folder=aside))
+    monkeypatch.setattr(store, "_owner", looked_at)
+    put_in_place(temporary["one"], final, superseded_folder=aside)
+    other.join()
+    assert read_layer_stats(final).job_key == "other"
+    assert read_layer_stats(aside / "one.json").job_key == "one"
