@@ -95,10 +95,10 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
 class Requeued(Struct, frozen=True, kw_only=True):
     """What ``jobs requeue`` did for one dead letter or failed job."""
 
-    sequence: int | None
-    """Of the letter; null: the job has none any more."""
-    code: str | None
     action: Literal["asked", "asked_before", "left_out"]
+    sequence: int | None = None
+    """Of the letter; null: the job has none any more."""
+    code: str | None = None
     request_id: RequestId | None = None
     """Of the new request, the same each time."""
     reason: str | None = None

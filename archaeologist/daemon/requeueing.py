@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from archaeologist.bus.connection import Bus
 from archaeologist.bus.letters import letters, read_letter
@@ -115,27 +116,23 @@ class _Desk:
             subject, fields = _again(letter, body or b"")
         except PermanentError as error:
             return _left_out(letter.sequence, letter.code, str(error))
-        return await self._ask(subject, fields, source=f"{subjects.DEAD}:{letter.sequence}", at=letter.at, of=letter)
+        asked = await self._ask(subject, fields, source=f"{subjects.DEAD}:{letter.sequence}", at=letter.at)
+        return replace(asked, sequence=letter.sequence, code=letter.code)
 
     async def _requeue_job(self, record: JobRecord, *, sequence: int | None) -> Requeued:
         code = record.error.code if record.error else None
         if record.state != "failed":
             return _left_out(sequence, code, f"job {record.job.job_key} is {record.state} by now")
-        source = f"{record.job.job_key}:{record.job.run}"
-        at = record.finished_at or record.queued_at
-        fields = request_for(record.job)
-        return await self._ask(subjects.ANALYSIS_REQUESTED, fields, source=source, at=at, of=(sequence, code))
+        asked = await self._ask(
+            subjects.ANALYSIS_REQUESTED,
+            request_for(record.job),
+            source=f"{record.job.job_key}:{record.job.run}",
+            at=record.finished_at or record.queued_at,
+        )
+        return replace(asked, sequence=sequence, code=code)
 
-    async def _ask(
-        self,
-        subject: str,
-        fields: dict[str, Any],
-        *,
-        source: str,
-        at: str,
-        of: "DeadLetter | tuple[int | None, str | None]",
-    ) -> Requeued:
-        sequence, code = (of.sequence, of.code) if isinstance(of, DeadLetter) else of
+    async def _ask(self, subject: str, fields: dict[str, Any], *, source: str, at: str) -> Requeued:
+        """Publishes a request under the id that follows from what it is made of, if that was not done before."""
         milliseconds = int(datetime.fromisoformat(at).timestamp() * 1000)
         request_id = RequestId(ulid_from(milliseconds, f"requeue:{source}"))
         is_known = await self._books.requests.get(request_id) is not None
@@ -145,9 +142,7 @@ class _Desk:
                 self._bus, subject, body, message_id=request_id, deadline_seconds=control.DEADLINE_SECONDS
             )
             is_known = published.is_duplicate
-        return Requeued(
-            sequence=sequence, code=code, action="asked_before" if is_known else "asked", request_id=request_id
-        )
+        return Requeued(action="asked_before" if is_known else "asked", request_id=request_id)
 
 
 def _again(letter: DeadLetter, body: bytes) -> tuple[str, dict[str, Any]]:
