@@ -4,7 +4,7 @@
 #   make test     every test, with coverage
 #   make check    lint, format, types, import contracts, generated documents
 #   make bench    speed and memory of the walk beside reading the bytes and beside loading the model, with a line
-#                 in docs/benchmarks.md; what the callback costs a step; what summaries cost
+#                 in docs/benchmark-history.md; what the callback costs a step; what summaries cost
 #   make format   puts the code into its form and writes the generated documents
 #   make schemas  writes contracts/schemas/
 #   make clean    removes what runs leave behind; `make distclean` the environment too
@@ -51,7 +51,7 @@ check: $(READY)
 	$(BIN)/python -m contracts.documents --check
 
 bench: $(READY)
-	$(BIN)/archaeologist bench --record docs/benchmarks.md
+	$(BIN)/archaeologist bench --record docs/benchmark-history.md
 	$(BIN)/python -m tests.benchmarks.callback
 	$(BIN)/python -m tests.benchmarks.summaries
 

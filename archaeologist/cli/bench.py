@@ -30,7 +30,7 @@ def bench(  # noqa: PLR0917 -- the options of the command
     ] = True,
     record: Annotated[
         Path | None,
-        typer.Option("--record", help="Add a line to the table in this file, docs/benchmarks.md here.", metavar="FILE"),
+        typer.Option("--record", help="Add a line to this table, as docs/benchmark-history.md.", metavar="FILE"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-        os.environ.setdefault("XDG_CACHE_HOME", f"{folder}/cache")
+        os.environ.setdefault("XDG_CACHE_HOME", str(api.default_cache().parents[1]))
         if asked.what == "memory":
             memory(asked.size, Path(folder))
         else:
