@@ -173,7 +173,9 @@ def _samples(
 
 
 def _steps_in(score: float, step_size: float) -> float:
-    return math.floor(score / step_size + _ROUNDING) if math.isfinite(score) else -math.inf
+    # A score near the largest number overflows when it is divided.
+    steps = score / step_size + _ROUNDING
+    return math.floor(steps) if math.isfinite(steps) else -math.inf
 
 
 def _with(record: CampaignRecord, entry: SeenCheckpoint) -> CampaignRecord:

@@ -34,7 +34,9 @@ WIDTH: Final = 4096
 
 Floats = npt.NDArray[np.float64]
 
-MAX_HEADER_BYTES: Final = 100_000_000
+MAX_HEADER_BYTES: Final = 32_000_000
+_NO_SKETCH: Final = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, struct.error)
+"""What comes of taking something else for a sketch; OverflowError: of an infinite number for a place."""
 _LENGTH: Final = struct.Struct("<Q")
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 
@@ -170,7 +172,7 @@ def decode_sketch(content: bytes) -> Sketch:
     try:
         header, document, start = _decode_start(content)
         return Sketch(header=header, tensors=dict(_tensors(document, content[start:])))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
+    except _NO_SKETCH as error:
         raise _unreadable(len(content), error) from error
 
 
@@ -200,7 +202,7 @@ def decode_header(content: bytes, *, file_bytes: int) -> SketchHeader:
         header, document, start = _decode_start(content)
         for _ in _entries(document, payload_bytes=file_bytes - start):
             pass
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, struct.error) as error:
+    except _NO_SKETCH as error:
         raise _unreadable(file_bytes, error) from error
     return header
 

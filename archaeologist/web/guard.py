@@ -15,7 +15,7 @@ from typing import Final
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from archaeologist.errors import ArchaeologistError, HostRefused, OriginRefused, TokenWrong
+from archaeologist.errors import ArchaeologistError, HostRefused, OriginRefused, ParameterInvalid, TokenWrong
 from archaeologist.web.refusals import answer
 
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -129,6 +129,9 @@ class Guard:
         guarded = _with_headers(send, self._on_status)
         try:
             self._rules.check(str(scope["method"]), scope["headers"])
+            if not scope["query_string"].isascii():
+                msg = "the query has bytes that are not ASCII; write them as %XX"
+                raise ParameterInvalid(msg)
         except ArchaeologistError as error:
             await answer(guarded, error)
             return
