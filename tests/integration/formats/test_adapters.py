@@ -12,8 +12,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from archaeologist import api
+from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.checkpoints.index import read_index
+from archaeologist.daemon import locating
 from archaeologist.errors import AdapterBaseUnfit, CheckpointFormatUnsupported, ConfigInvalid
+from archaeologist.settings import Settings
 from contracts.artifacts import LayerStats
 from tests.fixtures.models import model, saved
 from tests.fixtures.tokenizers import save_tokenizer
@@ -271,6 +274,25 @@ def test_a_base_may_be_named(tmp_path: Path) -> None:
     assert artifact.activation_stats
     assert artifact.adapter is not None
     assert artifact.adapter.base_fingerprint == named.base_fingerprint
+
+
+def test_the_daemon_takes_a_base_from_where_it_may(tmp_path: Path) -> None:
+    inside, outside = based("llama", tmp_path / "root" / "models"), based("llama", tmp_path / "elsewhere")
+    settings = Settings(root=str(tmp_path / "root"))
+    campaign = CampaignFolder.of(tmp_path / "root", "dio", "c1")
+    folder = campaign.checkpoints / "checkpoint-1"
+    for base in (inside, outside):
+        written(adapted(base, seed=1, target_modules=ATTENTION), folder)
+        side = locating.examine(folder, 1, settings=settings)
+        assert side.base_path == (str(inside) if base is inside else None)
+        # What the operator names may lie anywhere.
+        assert locating.examine(folder, 1, settings=settings, base=str(outside)).base_path == str(outside)
+    held = locating.pinned(
+        locating.examine(folder, 1, settings=settings, base=str(outside)), campaign, settings=settings
+    )
+    assert held.side.read_path != held.side.path
+    assert held.side.base_path == str(outside)
+    assert stats(held.side, compute_activations=True).activation_stats
 
 
 def test_a_wrong_base_is_told(tmp_path: Path) -> None:
