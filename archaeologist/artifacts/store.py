@@ -48,6 +48,13 @@ class _Peek(Struct, frozen=True):
     base_checkpoint: str | None = None
 
 
+_BUILT: Final = tuple(msgspec.json.Decoder(kind) for kind in (_Peek, LayerStats, LayerDrift))
+"""msgspec builds what it knows of a type at its first use, and two threads that do so at once crash the process (0.22).
+
+So it is built while the module is imported.
+"""
+
+
 # Writing.
 
 

@@ -4,6 +4,8 @@ import hashlib
 import os
 import resource
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -360,3 +362,24 @@ def test_two_jobs_that_end_at_once_on_one_path_both_keep_their_artifacts(
     other.join()
     assert read_layer_stats(final).job_key == "other"
     assert read_layer_stats(aside / "one.json").job_key == "one"
+
+
+READING_AT_ONCE = """
+import sys, threading
+from pathlib import Path
+from archaeologist.artifacts.store import read_layer_stats
+sys.setswitchinterval(1e-6)
+begin = threading.Barrier(6)
+def read():
+    begin.wait()
+    read_layer_stats(Path(sys.argv[1]))
+threads = [threading.Thread(target=read) for _ in range(6)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+"""
+
+
+def test_threads_that_read_their_first_artifact_at_once_do_not_crash_the_process(tmp_path: Path) -> None:
+    write_whole(tmp_path / "x.json", encode(layer_stats("k")))
+    for _ in range(4):
+        subprocess.run([sys.executable, "-c", READING_AT_ONCE, str(tmp_path / "x.json")], check=True)
