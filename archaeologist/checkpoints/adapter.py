@@ -71,6 +71,10 @@ class _Config(Struct, frozen=True, kw_only=True):
     monteclora_config: Any = None
 
 
+_config: Final = msgspec.json.Decoder(_Config)
+"""Built here: two threads that do so at once, at its first use, crash the process (msgspec 0.22)."""
+
+
 class LowRank(Struct, frozen=True, kw_only=True):
     """The change of one weight: scaling · B · A, of the weight's shape where not transposed."""
 
@@ -154,7 +158,7 @@ def _read_config(file: Path) -> _Config:
         kind = msgspec.json.decode(raw, type=dict[str, Any]).get("peft_type", "LORA")
         if kind != "LORA":
             raise _beyond(file, f"an adapter of type {shown(kind)}")
-        config = msgspec.json.decode(raw, type=_Config)
+        config = _config.decode(raw)
     except (OSError, ValueError, RecursionError) as error:
         msg = f"file {str(file)!r} is not a LoRA adapter's configuration: {error}; save the adapter again"
         raise ConfigInvalid(msg) from error

@@ -374,12 +374,16 @@ class _Config(Struct, frozen=True):
     """Of a model of text and images: where its language model says whether it is tied."""
 
 
+_config: Final = msgspec.json.Decoder(_Config)
+"""Built here: two threads that do so at once, at its first use, crash the process (msgspec 0.22)."""
+
+
 def _read_config(folder: Path, roots: Sequence[Path]) -> dict[str, Any] | None:
     if not os.path.lexists(folder / CONFIG):
         return None
     file = inside(folder, CONFIG, roots)
     try:
-        config = msgspec.json.decode(read_bounded(file, MAX_CONFIG_BYTES), type=_Config)
+        config = _config.decode(read_bounded(file, MAX_CONFIG_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         msg = f"file {str(file)!r} is not a model's configuration: {error}; save the checkpoint again"
         raise ConfigInvalid(msg) from error

@@ -22,6 +22,10 @@ class _TrainerState(Struct, frozen=True):
     global_step: Annotated[int, Meta(ge=0, le=10**15)]
 
 
+_state: Final = msgspec.json.Decoder(_TrainerState)
+"""Built here: two threads that do so at once, at its first use, crash the process (msgspec 0.22)."""
+
+
 def is_numbered(name: str) -> bool:
     """Whether a folder's name is that of a trainer's checkpoint, ``checkpoint-{step}``."""
     return _NAME.fullmatch(name) is not None
@@ -39,7 +43,7 @@ def step_of(path: Path) -> int | None:
         return int(match[1])
     try:
         state = read_bounded(folder / TRAINER_STATE, MAX_TRAINER_STATE_BYTES)
-        return msgspec.json.decode(state, type=_TrainerState).global_step
+        return _state.decode(state).global_step
     except (OSError, ValueError, RecursionError):
         # Not there, not readable, not a trainer's: the caller asks for the step to be named.
         return None

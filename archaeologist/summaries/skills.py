@@ -24,6 +24,9 @@ from contracts.records import CampaignRecord
 MAX_BYTES: Final = 64_000_000
 LOCK: Final = ".skills.lock"
 
+_history: Final = msgspec.json.Decoder(SkillHistory)
+"""Built here: two threads that do so at once, at its first use, crash the process (msgspec 0.22)."""
+
 
 def read_history(folder: CampaignFolder) -> SkillHistory:
     """The campaign's scores; none where there is no file.
@@ -34,7 +37,7 @@ def read_history(folder: CampaignFolder) -> SkillHistory:
     empty = SkillHistory(hero_id=folder.hero_id, campaign_id=folder.campaign_id)
     path = folder.skills
     try:
-        found = msgspec.json.decode(read_bounded(path.resolve(strict=True), MAX_BYTES), type=SkillHistory)
+        found = _history.decode(read_bounded(path.resolve(strict=True), MAX_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return empty
     except (OSError, ValueError, RecursionError, RuntimeError) as error:

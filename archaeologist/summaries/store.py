@@ -82,6 +82,10 @@ class Store(Struct, frozen=True, kw_only=True):
     """By the name of the summary."""
 
 
+_store: Final = msgspec.msgpack.Decoder(Store)
+"""Built here: two threads that do so at once, at its first use, crash the process (msgspec 0.22)."""
+
+
 def load(folder: Path, *, has_numbers: bool = True) -> Store:
     """The store in a folder of summaries; an empty one where none can be used.
 
@@ -102,7 +106,7 @@ def _decoded(folder: Path) -> Store:
     checksum, body = content[:_CHECKSUM_BYTES], memoryview(content)[_CHECKSUM_BYTES:]
     if zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big") != checksum:
         return Store()
-    found = msgspec.msgpack.decode(body, type=Store)
+    found = _store.decode(body)
     return found if (found.format, found.program) == (FORMAT, archaeologist.__version__) else Store()
 
 
