@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final, Self
 
-from litestar import Litestar
+from litestar import Litestar, Router
 from litestar.config.compression import CompressionConfig
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
@@ -21,7 +21,7 @@ from archaeologist.web.guard import Guard, Rules, names_of
 from archaeologist.web.jobs import Desk
 from archaeologist.web.library import Library
 from archaeologist.web.link import Link
-from archaeologist.web.refusals import on_defect, on_http, on_known
+from archaeologist.web.refusals import on_defect, on_http, on_known, only_known
 
 GZIP_LEVEL: Final = 4
 MINIMUM_COMPRESSED_BYTES: Final = 1024
@@ -78,7 +78,7 @@ def _description() -> OpenAPIConfig:
         title="Model Archaeologist",
         version=archaeologist.__version__,
         description="What changed in a language model between two checkpoints. docs/http.md explains each route.",
-        path="/schema",
+        openapi_router=Router("/schema", route_handlers=[], include_in_schema=False, after_request=only_known),
         # The pages that draw such a document load their scripts from elsewhere: the document alone is served.
         render_plugins=[JsonRenderPlugin(path="/openapi.json")],
     )

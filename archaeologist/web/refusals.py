@@ -7,6 +7,7 @@ import msgspec
 import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
+from litestar.status_codes import HTTP_404_NOT_FOUND
 from litestar.types import Send
 
 from archaeologist import errors
@@ -82,6 +83,13 @@ def on_defect(request: Request[Any, Any, Any], error: Exception) -> Response[Pro
     """The reply to a defect; the log has the traceback."""
     log.error("request failed", path=request.url.path, exc_info=error)
     return _reply(500, errors.InternalError(f"{type(error).__name__}; this is a defect, the server's log tells more"))
+
+
+def only_known(response: Response[Any]) -> Response[Any]:
+    """A reply of the description's routes, whose own words for an address that they do not know are a page."""
+    if response.status_code != HTTP_404_NOT_FOUND:
+        return response
+    return _reply(HTTP_404_NOT_FOUND, errors.RouteMissing("nothing is served there; the description is at /schema"))
 
 
 def _reply(status: int, error: ArchaeologistError, *, more: Mapping[str, str] | None = None) -> Response[Problem]:

@@ -114,3 +114,8 @@ async def test_every_field_that_the_page_explains_has_a_definition(client: httpx
         assert listed is not None
         fields = set(re.findall(r'"(\w+)"', listed[1]))
         assert fields <= known[section].keys() | known["representation"].keys()
+
+
+@pytest.mark.parametrize("name", ["odd", "swagger", "..%2Fopenapi.json"])
+async def test_beside_the_description_nothing_is_served(client: httpx.AsyncClient, name: str) -> None:
+    await refused(client, f"/schema/{name}", 404, "route_missing")
