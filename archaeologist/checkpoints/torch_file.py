@@ -226,8 +226,10 @@ def _extent(descriptor: int, part: Range, entry: zipfile.ZipInfo) -> _Extent:
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
         msg = f"its entry {shown(entry.filename)} is compressed, torch.save stores; save it again with torch.save"
         raise CheckpointFormatUnsupported(msg)
-    local = read_at(descriptor, _LOCAL_HEADER_BYTES, part.start + entry.header_offset)
-    if entry.header_offset < 0 or len(local) < _LOCAL_HEADER_BYTES or local[:4] != _ZIP:
+    # What is written at the directory's end may lead the offset anywhere, even before the file's first byte.
+    is_within = 0 <= entry.header_offset <= part.size
+    local = read_at(descriptor, _LOCAL_HEADER_BYTES, part.start + entry.header_offset) if is_within else b""
+    if len(local) < _LOCAL_HEADER_BYTES or local[:4] != _ZIP:
         msg = f"its entry {shown(entry.filename)} is not where the directory says"
         raise PickleBrokenError(msg)
     names = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")

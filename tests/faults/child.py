@@ -155,6 +155,7 @@ def _be_real(line: bytes, excavation: Plain, fate: str) -> NoReturn:
     import site  # noqa: PLC0415 -- started without it
 
     site.main()
+    sys.path.insert(0, str(Path(__file__).parents[2]))  # a daemon may have been started anywhere
     _give_back(line)
     if fate == "starved":
         resource.setrlimit(resource.RLIMIT_AS, (STARVED_BYTES, STARVED_BYTES))

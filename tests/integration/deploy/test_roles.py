@@ -35,6 +35,7 @@ from tests.fixtures.programs import Daemon
 from tests.fixtures.servers import Server
 from tests.fixtures.waiting import until, until_asked
 from tests.fixtures.web import served
+from tests.integration.daemon import house
 from tests.integration.daemon.house import with_quick_children
 from tests.integration.deploy.conftest import DEPLOY, Guarded, server_variables
 
@@ -81,7 +82,7 @@ async def until_event(bus: Bus, kind: str) -> Event:
 async def working(settings: Settings) -> AsyncIterator[None]:
     """A daemon in this process."""
     stop = asyncio.Event()
-    task = asyncio.create_task(service.run(settings, stop=stop))
+    task = asyncio.create_task(service.run(settings, stop=stop, command=house.child_command))
     try:
         yield
     finally:

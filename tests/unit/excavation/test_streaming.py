@@ -210,7 +210,7 @@ def test_a_forward_pass_that_fails_leaves_the_walk_alone(tmp_path: Path) -> None
         ('{"model_type": "t5"}', "encoder with a decoder"),
         ('{"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}', "quantised"),
         ('{"model_type": "llama", "num_attention_heads": 0}', "no model that transformers runs"),
-        ("no json", "no model that transformers runs by itself"),
+        ("no json", "JSON is malformed"),
     ],
 )
 def test_what_cannot_be_run_says_why(config: str, reason: str, tmp_path: Path) -> None:
