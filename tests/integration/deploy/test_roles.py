@@ -51,6 +51,7 @@ def settings_of(guarded: Guarded, role: str, root: Path) -> Settings:
         bus=guarded.bus(role),
         policy=PolicySettings(every=1),
         jobs=JobsSettings(poll_seconds=0.2, grace_seconds=0.5),
+        readiness=house.SOON,  # what is written here is whole, and taken in the order of the requests
         worker=WorkerSettings(name="box", threads=1),
     )
 
