@@ -129,13 +129,25 @@ class Guard:
         guarded = _with_headers(send, self._on_status)
         try:
             self._rules.check(str(scope["method"]), scope["headers"])
-            if not scope["query_string"].isascii():
-                msg = "the query has bytes that are not ASCII; write them as %XX"
-                raise ParameterInvalid(msg)
+            check_text(scope["path"], scope["query_string"])
         except ArchaeologistError as error:
             await answer(guarded, error)
             return
         await self._app(scope, receive, guarded)
+
+
+def check_text(path: str, query: bytes) -> None:
+    """Passes an address that can be written down.
+
+    Raises:
+        ParameterInvalid: It has half a character, or bytes that an address cannot have.
+    """
+    if any("\ud800" <= character <= "\udfff" for character in path):
+        msg = "the address has half a character; write it in UTF-8, as %XX"
+        raise ParameterInvalid(msg)
+    if not query.isascii():
+        msg = "the query has bytes that are not ASCII; write them as %XX"
+        raise ParameterInvalid(msg)
 
 
 def is_loopback(host: str) -> bool:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from archaeologist.errors import ArchaeologistError, HostRefused, OriginRefused, TokenWrong
-from archaeologist.web.guard import LOOPBACK_NAMES, Rules, is_loopback
+from archaeologist.errors import ArchaeologistError, HostRefused, OriginRefused, ParameterInvalid, TokenWrong
+from archaeologist.web.guard import LOOPBACK_NAMES, Rules, check_text, is_loopback
 
 TOKEN = "0123456789abcdef"  # noqa: S105 -- a test's
 RULES = Rules(names=LOOPBACK_NAMES | {"tavern.example"})
@@ -145,3 +145,13 @@ def test_reading_needs_no_token() -> None:
 )
 def test_which_addresses_only_this_machine_reaches(host: str, *, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(("path", "query"), [("/api/\ud800", b""), ("/api", b"a=\xff")])
+def test_an_address_that_cannot_be_written_down_is_refused(path: str, query: bytes) -> None:
+    with pytest.raises(ParameterInvalid, match="as %XX"):
+        check_text(path, query)
+
+
+def test_an_address_of_any_script_passes() -> None:
+    check_text("/api/analysis/kampagne-ü", b"layers=%C3%BC")
