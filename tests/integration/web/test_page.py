@@ -254,6 +254,33 @@ async def test_a_job_is_asked_for_followed_and_taken_back(
             assert tab.foreign(str(api.base_url)) == []
 
 
+async def test_a_real_run_is_followed_and_its_heatmap_has_the_artifacts_values(house: House, browser: Browser) -> None:
+    steps = (100, 200, 300)
+    for step in steps:
+        house.save(step)
+    async with served(house.settings) as api, house.daemon():
+        await until_ready(api)
+        async with opened(browser, str(api.base_url)) as tab:
+            await expect(tab.page.locator("#empty")).to_be_visible()
+            for count, step in enumerate(steps, start=1):
+                await ask(tab, str(step))
+                done = tab.page.locator("#entries li[data-type='analysis.completed']")
+                await expect(done).to_have_count(count, timeout=3 * PATIENCE_MILLISECONDS)
+            await expect(tab.page.locator(".card .value").first).to_have_text("3")
+            await expect(tab.page.locator("#figure-strata[data-drawn]")).to_be_attached()
+            await expect(tab.page.locator("#step option")).to_have_count(3)
+            drawn = await tab.page.evaluate(VALUES)
+            timeline = (await api.get(f"/api/analysis/{CAMPAIGN}/drift_timeline")).json()
+            artifact = (await api.get(f"/api/analysis/{CAMPAIGN}/layer_stats/300")).json()
+            assert len(drawn) == len(timeline["layers"]) == len(artifact["drift_stats"])
+            for row, (name, layer) in zip(drawn, timeline["layers"].items(), strict=True):
+                assert layer["relative_l2"][-1] == artifact["drift_stats"][name]["relative_l2"]
+                assert row[1:] == pytest.approx(layer["relative_l2"], rel=1e-6)
+            # The browser's own words for the first reply, which says that nothing was analysed yet.
+            assert [trouble for trouble in tab.troubles if "404" not in trouble] == []
+            assert tab.foreign(str(api.base_url)) == []
+
+
 async def ask(tab: Tab, step: str) -> None:
     await tab.page.locator("#run-step").fill(step)
     await tab.page.locator("#run-activations").uncheck()
