@@ -44,7 +44,7 @@ def rendered(campaign: Campaign, *, written: datetime) -> str:
         campaign: What is shown.
         written: When the report is made, with a time zone.
     """
-    script, plotly = _file("report.js"), get_plotlyjs()
+    script, plotly = _file("narrow.js") + _file("report.js"), get_plotlyjs()
     environment = Environment(
         loader=PackageLoader("archaeologist.report"),
         autoescape=True,

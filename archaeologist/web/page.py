@@ -83,6 +83,8 @@ def read_asset(request: Asked, library: NamedDependency[Library], name: FromPath
         return respond(request, library.shelf, ("asset", name), _themes)
     if name == "base.css":
         return respond(request, library.shelf, ("asset", name), _base, media_type=STYLE)
+    if name == "narrow.js":
+        return respond(request, library.shelf, ("asset", name), lambda: _of_report(name).encode(), media_type=SCRIPT)
     if name not in FILES:
         msg = f"nothing is served at '/assets/{name[:SHOWN]}'; the page at /analysis names its files"
         raise RouteMissing(msg)
@@ -131,9 +133,14 @@ def _base() -> bytes:
     from archaeologist.figures.themes import DARK, FONTS, LIGHT, variables  # noqa: PLC0415 -- as above
 
     dark, light = (f"{variables(theme)} color-scheme: {name};" for name, theme in (("dark", DARK), ("light", LIGHT)))
-    report = (resources.files("archaeologist.report") / "templates" / "report.css").read_text(encoding="utf-8")
+    report = _of_report("report.css")
     return (
         f":root {{ {FONTS} {dark} }}\n"
         f"@media (prefers-color-scheme: light) {{ :root:not([data-theme='dark']) {{ {light} }} }}\n"
         f":root[data-theme='light'] {{ {light} }}\n{report}"
     ).encode()
+
+
+def _of_report(name: str) -> str:
+    """A file that report and page share."""
+    return (resources.files("archaeologist.report") / "templates" / name).read_text(encoding="utf-8")

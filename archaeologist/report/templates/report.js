@@ -1,9 +1,7 @@
 // Draws the report's figures in the reader's theme. The figures come from Python; here nothing is computed.
 "use strict";
 (() => {
-  const NARROW = 600; // pixels
-  const NARROW_COLUMNS = 10;
-  const SCALE_PIXELS = 48; // of a colour scale that lies below its figure
+  const { isNarrow, isCut, fitted } = globalThis.narrow;
   const CONFIG = { displayModeBar: false, responsive: true, scrollZoom: false, doubleClick: "reset" };
   const light = matchMedia("(prefers-color-scheme: light)");
   const read = (id) => JSON.parse(document.getElementById(id).textContent);
@@ -11,33 +9,6 @@
   const definitions = read("definitions");
   const strata = document.getElementById("strata-plot");
   const metric = document.getElementById("metric");
-
-  const isNarrow = (frame) => frame.clientWidth < NARROW;
-
-  // On a narrow screen the newest columns fill the frame and the others are dragged in; the labels stay.
-  function narrowed(frame, layout) {
-    const columns = frame === strata ? layout.meta.steps.length : 0;
-    const note = document.getElementById("narrow");
-    const isCut = frame === strata && isNarrow(frame) && columns > NARROW_COLUMNS;
-    if (note && frame === strata) note.hidden = !isCut;
-    if (isCut) {
-      layout.xaxis.range = [columns - NARROW_COLUMNS - 0.5, columns - 0.5];
-      layout.xaxis.autorange = false;
-    }
-    if (isNarrow(frame)) {
-      layout.font = { size: 11 };
-      layout.margin = { ...layout.margin };
-      if (layout.coloraxis) {
-        // Beside the figure the scale would take a quarter of its width: below it, under the axis's title.
-        layout.margin.b += SCALE_PIXELS;
-        const plotted = layout.height - layout.margin.t - layout.margin.b;
-        const colorbar = { ...layout.coloraxis.colorbar, orientation: "h", x: 0, xanchor: "left", xpad: 0, len: 0.95 };
-        Object.assign(colorbar, { y: -(layout.margin.b - 34) / plotted, yanchor: "top", ypad: 0, thickness: 8 });
-        layout.coloraxis = { ...layout.coloraxis, colorbar };
-      }
-    }
-    return layout;
-  }
 
   function draw(frame) {
     const name = frame === strata ? `strata-${metric.value}` : frame.dataset.figure;
@@ -47,7 +18,9 @@
     // Plotly leaves pieces of a scale behind when it moves from one side to another.
     if (frame.dataset.narrow !== narrow) Plotly.purge(frame);
     frame.dataset.narrow = narrow;
-    const layout = narrowed(frame, { ...figure.layout, template, autosize: true });
+    const layout = fitted(frame, { ...figure.layout, template, autosize: true });
+    const note = document.getElementById("narrow");
+    if (note && frame === strata) note.hidden = !isCut(frame, layout);
     if (frame.closest("#layers")) {
       // Its heading says the same.
       delete layout.title;
