@@ -81,6 +81,16 @@ class Admission:
             return None
         return known.value.job
 
+    async def awaited_reference(self, request: AnalysisRequested, step: int) -> SeenCheckpoint | None:
+        """The announced checkpoint that this one is to be compared with and that has yet to be admitted itself."""
+        if not _takes_remembered(request):
+            return None
+        rules = self._settings.policy_for(request.hero_id, request.campaign_id)
+        if (request.reference or rules.reference) != "previous":
+            return None
+        record = await self._books.campaigns.get(campaign_key(request.hero_id, request.campaign_id))
+        return policy.awaited(record.value, step, rules=rules) if record else None
+
     def _is_unchanged(self, entry: SeenCheckpoint, analysed: Side) -> bool:
         """Whether a checkpoint still has the bytes that its job was made for; gone counts as unchanged. Blocking."""
         try:
@@ -165,7 +175,7 @@ class Admission:
             return await self._named(folder, request.base_checkpoint_path, request.base_checkpoint_step)
         if request.compute_drift is False:
             return Reference()
-        if request.reference_checkpoint_path is not None or request.reference_checkpoint_step is not None:
+        if not _takes_remembered(request):
             return await self._named(folder, request.reference_checkpoint_path, request.reference_checkpoint_step)
         rules = self._settings.policy_for(request.hero_id, request.campaign_id)
         which = request.reference or rules.reference
@@ -375,6 +385,16 @@ def _readable(job: Job) -> Job:
         return replace(side, read_path=side.path) if is_gone else side
 
     return replace(job, target=there(job.target), reference=there(job.reference) if job.reference else None)
+
+
+def _takes_remembered(request: AnalysisRequested) -> bool:
+    """Whether the reference is left to the policy."""
+    return (
+        request.job_type == "layer_stats"
+        and request.compute_drift is not False
+        and request.reference_checkpoint_path is None
+        and request.reference_checkpoint_step is None
+    )
 
 
 def _is_higher(one: str, other: str) -> bool:

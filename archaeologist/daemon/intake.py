@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -188,8 +189,23 @@ class Intake:
         folder = CampaignFolder.of(self._settings.root_path, request.hero_id, request.campaign_id)
         is_announced = received.subject != subjects.ANALYSIS_REQUESTED
         for path, step in _asked_for(request):
-            found, _ = resolve(self._settings, folder, path=path, step=step)
+            found, known = resolve(self._settings, folder, path=path, step=step)
             await asyncio.to_thread(self._waiting.check, found, since=received.time, is_announced=is_announced)
+            if is_announced:
+                await self._until_comparable(request, known, received)
+
+    async def _until_comparable(self, request: AnalysisRequested, step: int, received: Received) -> None:
+        """Nothing, once no checkpoint that was announced before this one, and is its reference, is still waited for.
+
+        Raises:
+            CheckpointNotReady: One is; without it this one would be compared with an older one, or with none.
+        """
+        awaited = await self._admission.awaited_reference(request, step)
+        if awaited is None:
+            return
+        if await asyncio.to_thread(self._waiting.expects, Path(awaited.path), since=received.time):
+            msg = f"checkpoint {step} is compared with checkpoint {awaited.step}, which is not whole yet"
+            raise CheckpointNotReady(msg)
 
     async def _change_campaign(self, message: CheckpointSaved | SkillEvaluated, step: Any) -> CampaignRecord:
         empty = CampaignRecord(hero_id=message.hero_id, campaign_id=message.campaign_id)

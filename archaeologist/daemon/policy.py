@@ -110,6 +110,20 @@ def previous(record: CampaignRecord, step: int) -> SeenCheckpoint | None:
     return max(lower, key=lambda entry: entry.step, default=None)
 
 
+def awaited(record: CampaignRecord, step: int, *, rules: PolicySettings) -> SeenCheckpoint | None:
+    """The wanted checkpoint, announced and yet to be admitted, that ``previous`` will give once it is."""
+    admitted = previous(record, step)
+    nearer = [
+        entry
+        for entry in record.checkpoints
+        if entry.state == "seen"
+        and entry.path
+        and (admitted.step if admitted else -1) < entry.step < step
+        and decide(entry, rules).is_wanted
+    ]
+    return max(nearer, key=lambda entry: entry.step, default=None)
+
+
 def best(record: CampaignRecord, step: int, *, rule: BestReference) -> SeenCheckpoint | None:
     """The analysed checkpoint with the best value of a metric, other than ``step`` itself; the later of equals."""
     sign = 1 if rule.mode == "max" else -1

@@ -67,6 +67,23 @@ class Waiting:
             )
             raise CheckpointUnfinished(msg)
 
+    def expects(self, path: Path, *, since: datetime) -> bool:
+        """Whether a checkpoint that another message waits for may yet be admitted. Blocking.
+
+        Args:
+            path: Resolved.
+            since: When the message that asks reached the bus.
+        """
+        rules = self._settings.readiness
+        waited = (datetime.now(UTC) - since).total_seconds()
+        try:
+            found = look(path, allowed=self._settings.allowed_roots)
+        except CheckpointMissing:
+            return False
+        # Once it is whole, its own message still has to come again.
+        patience = rules.idle_seconds if found.lacking else rules.quiet_seconds + _LONGEST_PAUSE_SECONDS
+        return waited < rules.wait_seconds and self._still_seconds(path, found, waited=waited) < patience
+
     def pause_seconds(self, since: datetime) -> float:
         """When a message that waits is to come again."""
         waited = (datetime.now(UTC) - since).total_seconds()

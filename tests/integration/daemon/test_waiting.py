@@ -107,6 +107,40 @@ async def test_many_that_wait_hold_no_other_up(house: House) -> None:
     assert request.state == "accepted"
 
 
+async def test_a_checkpoint_waits_for_its_reference_to_be_whole(house: House) -> None:
+    folder, whole = half_written(house, 100)
+    later = write_checkpoint(house.folder.checkpoints / "checkpoint-200", step=200)
+    async with house.daemon():
+        await saved(house, "first", folder)
+        await saved(house, "second", later)
+        await house.request("other", checkpoint_path=str(write_checkpoint(house.folder.checkpoints / "checkpoint-7")))
+        await house.until_ended("other")
+        assert await is_waiting(house, "second")
+        finish(folder, whole)
+        _, job = await house.until_ended("second")
+    assert job is not None
+    assert job.job.reference is not None
+    assert job.job.reference.step == 100
+
+
+async def test_a_reference_that_never_becomes_whole_is_not_waited_for_longer_than_itself(house: House) -> None:
+    folder, _ = half_written(house, 100)
+    later = write_checkpoint(house.folder.checkpoints / "checkpoint-200", step=200)
+    house.settings = replace(house.settings, readiness=replace(PATIENT, idle_seconds=0.5))
+    async with house.daemon():
+        await saved(house, "first", folder)
+        await saved(house, "second", later)
+        _, job = await house.until_ended("second")
+        shutil.rmtree(folder)
+        third = write_checkpoint(house.folder.checkpoints / "checkpoint-150", step=150)
+        await saved(house, "third", third)
+        _, after = await house.until_ended("third")
+    assert job is not None
+    assert job.job.reference is None
+    assert after is not None
+    assert after.job.reference is None
+
+
 @pytest.mark.parametrize(
     ("rules", "code"),
     [

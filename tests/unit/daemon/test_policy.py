@@ -154,6 +154,24 @@ def test_previous_is_the_nearest_lower_checkpoint_analysed_or_admitted() -> None
     assert nearest == {150: 100, 250: 200, 999: 300}
 
 
+def test_a_wanted_checkpoint_that_is_not_admitted_yet_is_awaited_as_the_reference() -> None:
+    record = EMPTY
+    for step in (100, 200, 300):
+        record = policy.observe(record, seen(step), policy=RULES)
+
+    def awaited(record: CampaignRecord) -> int | None:
+        entry = policy.awaited(record, 300, rules=RULES)
+        return entry.step if entry else None
+
+    assert awaited(record) == 100  # 200 is not wanted
+    assert awaited(analysed(record, 50)) == 100
+    assert awaited(analysed(record, 200)) is None
+    assert awaited(policy.mark(record, 100, path="/x", job_key=JobKey("k"), state="admitted")) is None
+    assert policy.awaited(record, 100, rules=RULES) is None
+    automatic_off = PolicySettings(every=5, automatic=False)
+    assert policy.awaited(record, 300, rules=automatic_off) is None
+
+
 def test_a_failed_checkpoint_is_no_reference() -> None:
     record = policy.mark(analysed(EMPTY, 100), 200, path="/x", job_key=JobKey("k"), state="admitted")
     record = policy.mark(record, 200, path="/x", job_key=JobKey("k"), state="failed")
