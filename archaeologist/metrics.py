@@ -16,6 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 import archaeologist
 from archaeologist.errors import ArchaeologistError, JobCrashed, JobTimedOut, WorkerLost
+from archaeologist.moments import moment_or_epoch
 from contracts import subjects
 from contracts.messages import AlertData, CompletedData, Event, FailedData
 from contracts.records import JobRecord
@@ -203,7 +204,7 @@ def _note_analysed(hero_id: str, campaign_id: str, *, step: int, at: str) -> Non
     _analysed[key] = at
     _analysed.move_to_end(key)
     _STEP.labels(*key).set(step)
-    _ANALYSED.labels(*key).set(datetime.fromisoformat(at).timestamp())
+    _ANALYSED.labels(*key).set(moment_or_epoch(at).timestamp())
     while len(_analysed) > MAX_CAMPAIGNS:
         oldest = min(_analysed, key=lambda known: _analysed[known])
         del _analysed[oldest]

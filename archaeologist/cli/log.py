@@ -96,7 +96,8 @@ def line(event: "Event") -> "Text":
 
     data = event.data if isinstance(event.data, dict) else {}
     where = "/".join(printable(data[name]) for name in ("hero_id", "campaign_id") if data.get(name))
-    code = (data.get("error") or {}).get("code") if event.type == "analysis.failed" else None
+    error = data.get("error") if event.type == "analysis.failed" else None
+    code = error.get("code") if isinstance(error, dict) else None
     return Text.assemble(
         (_clock(event.time), "dim"),
         "  ",
@@ -199,7 +200,8 @@ def _print(event: "Event", out: "Console", *, as_json: bool) -> None:
 
 
 def _clock(time: str) -> str:
-    try:
-        return datetime.fromisoformat(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    except ValueError:
-        return time[:19]
+    from archaeologist.cli.console import printable
+    from archaeologist.moments import read_moment
+
+    at = read_moment(time)
+    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S") if at else printable(time[:19])

@@ -22,6 +22,7 @@ from archaeologist.daemon.dead_letters import Origin, bury
 from archaeologist.daemon.herald import announce
 from archaeologist.daemon.locating import mapped
 from archaeologist.daemon.summarizing import bring_up_to_date
+from archaeologist.moments import moment_or_epoch
 from archaeologist.settings import Settings
 from contracts import subjects
 from contracts.messages import EventError, Job, encode
@@ -142,7 +143,7 @@ class Completion:
 
     async def _publish_once(self, announcement: Announcement, record: JobRecord) -> int:
         event, message_id = announcement
-        since = datetime.fromisoformat(record.finished_at or record.queued_at)
+        since = moment_or_epoch(record.finished_at or record.queued_at)
         # The server's own deduplication forgets after a day, or with kill -9; the stream itself does not.
         earlier = await find_message(self._bus, subjects.BATTLE_LOG, message_id, subject=event.type, since=since)
         if earlier is not None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from archaeologist.moments import moment_or_epoch
 from archaeologist.settings import JobsSettings
 from contracts.messages import EventError, Job, RequestId, Succeeded
 from contracts.records import FINISHED, JobRecord
@@ -208,4 +209,4 @@ def _is_silent(record: JobRecord, *, now: datetime, lease_seconds: float) -> boo
     """Whether the owner missed two leases: twice, because the two clocks may differ."""
     if record.heartbeat_at is None:
         return True
-    return now - datetime.fromisoformat(record.heartbeat_at) > timedelta(seconds=2 * lease_seconds)
+    return now - moment_or_epoch(record.heartbeat_at) > timedelta(seconds=2 * lease_seconds)

@@ -29,6 +29,7 @@ from archaeologist.daemon.completion import Completion
 from archaeologist.daemon.lifecycle import stamp
 from archaeologist.daemon.summarizing import bring_up_to_date
 from archaeologist.errors import ArtifactUnwritable, QueueFull
+from archaeologist.moments import moment_or_epoch
 from archaeologist.settings import Settings
 from contracts.messages import Side
 from contracts.records import FINISHED, JobRecord
@@ -198,4 +199,4 @@ def stored_bytes(root: Path) -> dict[str, int]:
 
 
 def _is_old(moment: str | None) -> bool:
-    return moment is None or datetime.now(UTC) - datetime.fromisoformat(moment) > SETTLED_AFTER
+    return moment is None or datetime.now(UTC) - moment_or_epoch(moment) > SETTLED_AFTER

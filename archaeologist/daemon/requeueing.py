@@ -6,7 +6,6 @@ came. What cannot be, a letter that is no JSON for instance, is left out with th
 """
 
 from collections.abc import Collection
-from datetime import datetime
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +18,7 @@ from archaeologist.daemon import control
 from archaeologist.daemon.books import Books
 from archaeologist.daemon.decoding import flattened, json_object
 from archaeologist.errors import JobUnknown, MessageMalformed, PermanentError
+from archaeologist.moments import moment_or_epoch
 from contracts import subjects
 from contracts.messages import Job, RequestId
 from contracts.records import DeadLetter, JobRecord, Requeued
@@ -133,7 +133,7 @@ class _Desk:
 
     async def _ask(self, subject: str, fields: dict[str, Any], *, source: str, at: str) -> Requeued:
         """Publishes a request under the id that follows from what it is made of, if that was not done before."""
-        milliseconds = int(datetime.fromisoformat(at).timestamp() * 1000)
+        milliseconds = int(moment_or_epoch(at).timestamp() * 1000)
         request_id = RequestId(ulid_from(milliseconds, f"requeue:{source}"))
         is_known = await self._books.requests.get(request_id) is not None
         if not is_known:

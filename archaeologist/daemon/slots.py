@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from archaeologist.daemon import lifecycle
 from archaeologist.daemon.books import Books
 from archaeologist.daemon.lifecycle import stamp
+from archaeologist.moments import moment_or_epoch
 from archaeologist.settings import JobsSettings
 from contracts.messages import JobKey, JobType
 from contracts.records import SlotHolder, SlotRecord
@@ -69,7 +70,7 @@ class Slots:
     async def _is_alive(self, holder: SlotHolder) -> bool:
         """Whether its job still runs there, or is about to: the slot comes first, then the claim."""
         now = datetime.now(UTC)
-        if now - datetime.fromisoformat(holder.at) < timedelta(seconds=self._limits.lease_seconds):
+        if now - moment_or_epoch(holder.at) < timedelta(seconds=self._limits.lease_seconds):
             return True
         entry = await self._books.jobs.get(holder.job_key)
         return entry is not None and lifecycle.is_run_by(

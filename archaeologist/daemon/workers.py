@@ -10,6 +10,7 @@ from typing import Final
 from msgspec.structs import asdict, replace
 
 from archaeologist.bus.queue import JOB_TYPES
+from archaeologist.moments import moment_or_epoch
 from archaeologist.settings import Settings
 from contracts.http import Condition, WorkerEntry
 from contracts.messages import JobType, Progress
@@ -37,7 +38,7 @@ def seen(record: WorkerRecord, *, now: datetime) -> WorkerEntry:
 
 def age_seconds(record: WorkerRecord, *, now: datetime) -> float:
     """How long ago it last said anything, by the two machines' clocks."""
-    return max(0.0, (now - datetime.fromisoformat(record.heartbeat_at)) / timedelta(seconds=1))
+    return max(0.0, (now - moment_or_epoch(record.heartbeat_at)) / timedelta(seconds=1))
 
 
 def served_types(settings: Settings) -> tuple[JobType, ...]:

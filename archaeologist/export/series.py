@@ -6,9 +6,9 @@ Tags are ``{group}/{name}``: ``drift/kl`` for the whole model, ``drift_relative_
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Final
 
+from archaeologist.moments import read_moment
 from contracts.artifacts import DriftTimeline, HealthTimeline, SkillHistory
 
 WHOLE_DRIFT: Final = ("relative_l2", "l2", "one_minus_cosine", "changed_fraction", "kl", "js", "top1_agreement")
@@ -32,8 +32,9 @@ def by_step(drift: DriftTimeline, health: HealthTimeline, skills: SkillHistory) 
 def times(health: HealthTimeline, steps: Sequence[int]) -> Mapping[int, float]:
     """Unix time of each step: of its analysis; of a step that was only scored, of the one before, else the first."""
     known = {
-        step: datetime.fromisoformat(created).timestamp()
+        step: at.timestamp()
         for step, created in zip(health.checkpoints, health.created_at, strict=False)
+        if (at := read_moment(created))
     }
     analysed = sorted(known)
     if not analysed:

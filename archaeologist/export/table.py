@@ -1,7 +1,6 @@
 """The per-tensor table as Parquet or CSV, written artifact by artifact with pyarrow."""
 
 from collections.abc import Callable, Iterable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import archaeologist
 from archaeologist.artifacts.output import whole_file
 from archaeologist.export.columns import COLUMNS, Column, rows
 from archaeologist.export.extra import tool
+from archaeologist.moments import read_moment
 from contracts.artifacts import LayerStats
 
 
@@ -51,7 +51,7 @@ def _write(artifacts: Iterable[LayerStats], output: Path, *, opened: Callable[[s
 
 def _values(column: Column, values: list[Any]) -> list[Any]:
     if column.kind == "time":
-        return [datetime.fromisoformat(value) for value in values]
+        return [read_moment(value) for value in values]
     return values
 
 

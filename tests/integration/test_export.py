@@ -8,18 +8,21 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pandas as pd
 import pyarrow.parquet
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from archaeologist.artifacts.output import whole_folder
+from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.cli import app
 from archaeologist.export.columns import COLUMNS
 from archaeologist.export.table import write_parquet
 from contracts.artifacts import LayerStats
 from tests.fixtures.exports import BLOCK, STEPS, artifact, campaign
-from tests.fixtures.histories import CAMPAIGN, HERO
+from tests.fixtures.histories import CAMPAIGN, HERO, place_whole
+from tests.fixtures.hostile import MARKUP, marked
 
 NAME = f"{HERO}/{CAMPAIGN}"
 
@@ -98,6 +101,24 @@ def test_tensorboard_reads_the_timelines(root: Path) -> None:
     assert [one.step for one in scores] == [100, 250, 300]
     assert all(math.isclose(one.value, one.step / 1000, rel_tol=1e-6) for one in scores)
     assert {one.wall_time for one in drift} == {1767323045.0}
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv", "tensorboard"])
+def test_hostile_strings_are_exported_as_they_are_and_a_time_that_is_none_is_missing(root: Path, form: str) -> None:
+    folder = CampaignFolder.of(root, HERO, CAMPAIGN)
+    for step in STEPS:
+        hostile = marked(artifact(step), keep=("hero_id", "campaign_id"))
+        place_whole(folder.layer_stats(step), msgspec.json.encode(hostile))
+    output = root / f"out.{form}"
+    assert export(root, form, output) == 0
+    if form == "tensorboard":
+        read = EventAccumulator(str(output))
+        read.Reload()
+        assert f"drift_relative_l2/{BLOCK}{MARKUP}" in read.Tags()["scalars"]
+        return
+    table = pd.read_parquet(output) if form == "parquet" else pd.read_csv(output)
+    assert set(table.block) == {f"{BLOCK}{MARKUP}"}
+    assert table.created_at.isna().all()
 
 
 @pytest.mark.timeout(120)
@@ -185,6 +206,6 @@ def test_a_folder_whose_writing_fails_is_not_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_format_that_is_none_is_named_with_those_there_are(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_formthat_is_none_is_named_with_those_there_are(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(root, "excel", root / "out") == app.USAGE
     assert "use one of: parquet, csv, tensorboard, wandb" in capsys.readouterr().err
