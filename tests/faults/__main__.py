@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.faults import disk
 from tests.faults.campaign import Campaign, Outcome
-from tests.faults.checker import KINDS, History
+from tests.faults.evidence import KINDS, History
 from tests.faults.plan import draw
 from tests.faults.stage import Stage
 

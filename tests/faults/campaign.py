@@ -16,7 +16,8 @@ from archaeologist.bus.publisher import publish
 from archaeologist.daemon import control
 from archaeologist.daemon.books import Books
 from archaeologist.errors import ArchaeologistError, TemporaryError
-from tests.faults.checker import Finding, History, check
+from tests.faults.checker import check
+from tests.faults.evidence import Finding, History
 from tests.faults.history import read_history
 from tests.faults.plan import Fault, Plan, Tally
 from tests.faults.quiet import pending, until_quiet

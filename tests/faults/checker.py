@@ -1,77 +1,26 @@
 """What a run must have left, proved from what it did leave: nothing lost, nothing doubled, nothing torn, nothing over.
 
 Takes a ``History`` of plain data and gives ``Finding``s. It shares no code with the daemon but the types of the
-artifacts, which are the published contract: it reads keys of JSON and bytes of files and knows how they must agree.
+artifacts and events, which are the published contract: it reads keys of JSON and bytes of files and knows how they must
+agree. Here are the endings of requests and jobs, the artifacts, and what must be gone; ``telling`` has what was said,
+``keeping`` what was kept.
 """
 
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import msgspec
 
 from contracts.artifacts import LayerDrift, LayerStats
+from tests.faults.evidence import CANCELLED, COMPLETED, FAILED, Finding, History, Plain, Sent
+from tests.faults.keeping import forgotten
+from tests.faults.telling import untrue
 
-Plain = dict[str, Any]
-
-COMPLETED: Final = "analysis.completed"
-FAILED: Final = "analysis.failed"
-CANCELLED: Final = "analysis.cancelled"
 EVENT_OF: Final = {"done": COMPLETED, "failed": FAILED, "cancelled": CANCELLED}
-TERMINAL: Final = frozenset(EVENT_OF.values())
-
-KINDS: Final = ("lost", "doubled", "torn", "left_over", "wrong")
 NEVER: Final = "internal_error"
 """A failure with this code is a defect, whatever was done to the daemon."""
-
-
-class Finding(NamedTuple):
-    """Something that must not be."""
-
-    kind: str
-    """One of ``KINDS``."""
-    what: str
-    why: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sent:
-    """A request that was published."""
-
-    request_id: str
-    endings: frozenset[str]
-    """How it may end: completed, cancelled, or an error's code."""
-
-
-@dataclass(kw_only=True)
-class History:
-    """What a run left, as it was found."""
-
-    sent: list[Sent] = field(default_factory=list)
-    events: list[Plain] = field(default_factory=list)
-    """Bodies of the Battle Log's terminal events, in order."""
-    requests: dict[str, Plain] = field(default_factory=dict)
-    """The request records by id."""
-    jobs: dict[str, Plain] = field(default_factory=dict)
-    """The job records by key."""
-    campaigns: dict[str, Plain] = field(default_factory=dict)
-    """The campaign records by ``hero/campaign``."""
-    queue: list[str] = field(default_factory=list)
-    """Subjects of the messages that still lie on the job queue."""
-    unheard: dict[str, int] = field(default_factory=dict)
-    """Messages by consumer that were never acknowledged."""
-    files: dict[str, bytes] = field(default_factory=dict)
-    """Everything in the folders of artifacts, by path."""
-    strays: list[str] = field(default_factory=list)
-    """Temporary files, anywhere under the root."""
-    pins: dict[str, list[str]] = field(default_factory=dict)
-    """Names of the pins by ``hero/campaign``."""
-    processes: dict[int, str] = field(default_factory=dict)
-    """Processes of the run that are still there, by number: their command lines."""
-    gpu_processes: list[int] = field(default_factory=list)
-    """Those of them that hold memory of a GPU."""
 
 
 def check(history: History) -> list[Finding]:
@@ -83,6 +32,8 @@ def check(history: History) -> list[Finding]:
         *_artifacts(history, events),
         *_left_over(history),
         *_pins(history),
+        *untrue(history),
+        *forgotten(history),
     ]
     return sorted(set(found))
 
@@ -262,6 +213,12 @@ def _left_over(history: History) -> Iterator[Finding]:
 
 def _pins(history: History) -> Iterator[Finding]:
     """With nothing waiting, a campaign needs one pin: of the checkpoint that the next one is compared with."""
+    for campaign, record in history.campaigns.items():
+        latest = _latest(record)
+        job = history.jobs.get(latest["job_key"], {}).get("job") if latest else None
+        folder, _, name = job["target"]["read_path"].rpartition("/") if job else ("", "", "")
+        if folder.endswith("/.pins") and name not in history.pins.get(campaign, []):
+            yield Finding("lost", f"{campaign}/.pins/{name}", "the next checkpoint is compared with what it held")
     for campaign, names in history.pins.items():
         latest = _latest(history.campaigns.get(campaign, {}))
         job = history.jobs.get(latest["job_key"], {}).get("job") if latest else None

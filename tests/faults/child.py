@@ -88,7 +88,17 @@ def _succeeded(excavation: Plain, *, pause_seconds: float) -> Plain:
         "has_sketch": bool(excavation.get("sketch_path")),
         "has_drift": excavation["job"].get("reference") is not None,
         "most_changed_layer": "model.layers.1",
+        "alerts": _alerts(excavation["job"]),
     }
+
+
+def _alerts(job: Plain) -> list[Plain]:
+    """None, one or two, as the job's key has it."""
+    if job["job_type"] != "layer_stats":
+        return []
+    family = {"severity": "warning", "family": "representation", "value": 1.5, "message": "as if it collapsed"}
+    number = int(job["job_key"][-1], 36) % 3
+    return [{**family, "metric": "rankme", "block": f"model.layers.{block}"} for block in range(number)]
 
 
 def _content(excavation: Plain) -> bytes:
@@ -120,6 +130,7 @@ def _content(excavation: Plain) -> bytes:
             "fingerprint": target["fingerprint"],
             "reference_fingerprint": reference.get("fingerprint"),
             "coverage": coverage,
+            "alerts": _alerts(job),
         }
     return json.dumps(artifact).encode()
 

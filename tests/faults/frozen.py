@@ -19,7 +19,8 @@ from archaeologist.bus.connection import Bus
 from archaeologist.bus.publisher import publish
 from archaeologist.daemon.books import Books
 from contracts import subjects
-from tests.faults.checker import Finding, History, Sent, check
+from tests.faults.checker import check
+from tests.faults.evidence import Finding, History, Sent
 from tests.faults.history import read_history
 from tests.faults.plan import CAMPAIGNS, HERO, LOST, Plan
 from tests.faults.quiet import until_quiet
@@ -73,8 +74,9 @@ async def _request(bus: Bus, campaign: str) -> list[Sent]:
         request_id = f"{campaign}-{base}-{to}"
         body = {"job_type": "layer_drift", "base_checkpoint_step": base, "target_checkpoint_step": to}
         body |= {"hero_id": HERO, "campaign_id": campaign, "request_id": request_id, "fate": "slow"}
-        await publish(bus, subjects.ANALYSIS_REQUESTED, json.dumps(body).encode(), message_id=request_id)
-        sent.append(Sent(request_id=request_id, endings=LOST | {"completed"}))
+        data = json.dumps(body).encode()
+        await publish(bus, subjects.ANALYSIS_REQUESTED, data, message_id=request_id)
+        sent.append(Sent(request_id, LOST | {"completed"}, subjects.ANALYSIS_REQUESTED, data))
     return sent
 
 

@@ -15,10 +15,11 @@ import nats.errors
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext, api
 
-from tests.faults.checker import CANCELLED, COMPLETED, FAILED, History, Plain, Sent
+from tests.faults.evidence import History, Letter, Plain, Sent, Told
 
 BATTLE_LOG: Final = "BATTLE_LOG"
 QUEUE: Final = "ARCHAEOLOGIST_JOBS"
+DEAD: Final = "ARCHAEOLOGIST_DEAD"
 HEARD: Final = {
     "CHECKPOINTS": "archaeologist-intake-checkpoints",
     "REQUESTS": "archaeologist-intake-requests",
@@ -38,8 +39,10 @@ async def read_history(url: str, root: Path, sent: list[Sent]) -> History:
     client = await nats.connect(url)
     try:
         stream = client.jetstream(timeout=30)
-        async for message in _messages(stream, BATTLE_LOG, [COMPLETED, FAILED, CANCELLED]):
-            history.events.append(msgspec.json.decode(message.data))
+        async for message in _messages(stream, BATTLE_LOG, ["analysis.>"]):
+            history.log.append(_told(message))
+        async for message in _messages(stream, DEAD, [">"]):
+            history.letters.append(_letter(message))
         for name, bucket in BUCKETS.items():
             setattr(history, name, await _records(stream, bucket))
         history.campaigns = {key.removesuffix("/record"): record for key, record in history.campaigns.items()}
@@ -71,6 +74,12 @@ def read_files(history: History, root: Path) -> None:
             history.strays.append(str(path))
         elif path.parent.name in ARTIFACT_FOLDERS and path.is_file():
             history.files[str(path)] = path.read_bytes()
+        elif path.parent.name == "sketches" and path.is_file():
+            history.sketches[str(path)] = path.read_bytes()
+    for folder in sorted(campaigns.glob("*/*/analysis")):
+        name = f"{folder.parent.parent.name}/{folder.parent.name}"
+        files = [*folder.glob("*.json"), *folder.glob("summaries/*.json")]
+        history.summaries[name] = {file.name: file.read_bytes() for file in files}
     for folder in sorted(campaigns.glob("*/*/.pins")):
         name = f"{folder.parent.parent.name}/{folder.parent.name}"
         history.pins[name] = sorted(pin.name for pin in folder.iterdir() if ".tmp" not in pin.name)
@@ -104,6 +113,22 @@ def _gpu_processes() -> list[int]:
     asked = [program, "--query-compute-apps=pid", "--format=csv,noheader"]
     told = subprocess.run(asked, capture_output=True, text=True, check=False)
     return [int(line) for line in told.stdout.split() if line.isdigit()]
+
+
+def _told(message: Msg) -> Told:
+    message_id = (message.headers or {})["Nats-Msg-Id"]
+    return Told(message.metadata.sequence.stream, message_id, msgspec.json.decode(message.data))
+
+
+def _letter(message: Msg) -> Letter:
+    headers = message.headers or {}
+    return Letter(
+        code=headers["Archaeologist-Error-Code"],
+        subject=headers["Archaeologist-Subject"],
+        stream=headers["Archaeologist-Stream"],
+        sequence=int(headers["Archaeologist-Sequence"]),
+        data=message.data,
+    )
 
 
 async def _records(stream: JetStreamContext, bucket: str) -> dict[str, Plain]:

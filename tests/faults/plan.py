@@ -8,11 +8,11 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from contracts import subjects
-from tests.faults.checker import Sent
+from tests.faults.evidence import Sent
 
 HERO: Final = "dio"
 CAMPAIGNS: Final = ("north", "east", "south")
@@ -137,7 +137,7 @@ def draw(*, requests: int, faults: int, seed: int) -> Plan:
     plan = Plan(steps=_steps_for(requests))
     in_machinery, in_children = round(faults * INFRASTRUCTURE_SHARE), round(faults * FATE_SHARE)
     fates = _spread({name: weight for name, (weight, _) in FATES.items()}, in_children, chance)
-    requested = [*_announcements(plan, chance), *_fated(plan, fates), *_bad(requests // 25)]
+    requested = [*_announcements(plan, chance), *_evaluations(plan), *_fated(plan, fates), *_bad(requests // 25)]
     requested += _on_small_disk(max(4, requests // 60))
     requested += _joined_or_plain(requests - len(requested), plan, chance)
     chance.shuffle(requested)
@@ -175,8 +175,29 @@ def _announcements(plan: Plan, chance: random.Random) -> Iterator[Request]:
                 campaign_id=campaign,
                 checkpoint_path=f"checkpoint-{step}",
                 checkpoint_step=step,
+                skills={"BIN": _score(campaign, step)},
                 fate=fate,
             )
+
+
+def _evaluations(plan: Plan) -> Iterator[Request]:
+    """A second skill of every other checkpoint, measured apart from its announcement and perhaps told before it."""
+    for campaign in CAMPAIGNS:
+        for step in plan.steps[::2]:
+            yield _request(
+                f"evaluated-{campaign}-{step}",
+                subjects.SKILL_EVALUATED,
+                LOST | {"completed", "skipped"},
+                campaign_id=campaign,
+                checkpoint_step=step,
+                skill="SY",
+                score=_score(campaign, step + 1),
+            )
+
+
+def _score(campaign: str, step: int) -> float:
+    """Of every step another one, and not in their order."""
+    return (7919 * step + 104_729 * CAMPAIGNS.index(campaign)) % 100_003 / 100_003
 
 
 def _fated(plan: Plan, fates: list[str]) -> Iterator[Request]:
@@ -246,7 +267,7 @@ def _again(original: Request, request_id: str, *, is_forced: bool) -> Request:
     message, sent = original
     body = {**message.body, "request_id": request_id}
     body |= {"force": True} if is_forced else {}
-    return Message(message.subject, body, request_id), Sent(request_id=request_id, endings=sent.endings)
+    return _as_sent(Message(message.subject, body, request_id), sent.endings)
 
 
 def _drift(request_id: str, campaign: str, base: int, to: int, chance: random.Random) -> Request:
@@ -285,7 +306,11 @@ def _quick(chance: random.Random) -> str:
 
 def _request(request_id: str, subject: str, endings: frozenset[str], **fields: Any) -> Request:
     body = {"hero_id": HERO, "request_id": request_id, **fields}
-    return Message(subject, body, request_id), Sent(request_id=request_id, endings=endings)
+    return _as_sent(Message(subject, body, request_id), endings)
+
+
+def _as_sent(message: Message, endings: frozenset[str]) -> Request:
+    return message, Sent(message.message_id, endings, message.subject, message.data)
 
 
 def _repeat(plan: Plan, count: int, chance: random.Random) -> None:
@@ -313,7 +338,7 @@ def _cancel(plan: Plan, place: int, request_id: str) -> None:
     for message in plan.messages:
         if all(message.body.get(name) == value for name, value in same.items()):
             sent = plan.sent[message.body["request_id"]]
-            plan.sent[sent.request_id] = Sent(request_id=sent.request_id, endings=sent.endings | {"cancelled"})
+            plan.sent[sent.request_id] = replace(sent, endings=sent.endings | {"cancelled"})
 
 
 def _spread(weights: dict[str, int], count: int, chance: random.Random) -> list[str]:
