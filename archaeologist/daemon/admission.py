@@ -66,7 +66,7 @@ class Admission:
         job = await asyncio.to_thread(_readable, job)
         record = await self._record(job, request_id=request_id, force=force)
         if job.job_type == "layer_stats" and record.state not in {"failed", "cancelled"}:
-            await self._mark_admitted(record.job)
+            await self._mark(record)
         return record
 
     async def repeated(self, entry: SeenCheckpoint) -> Job | None:
@@ -367,12 +367,23 @@ class Admission:
             await asyncio.sleep(OCCUPIED_RETRY_SECONDS)
         await log.awarning("the job's subject stays occupied; its message there will do", job_key=record.job.job_key)
 
-    async def _mark_admitted(self, job: Job) -> None:
+    async def _mark(self, record: JobRecord) -> None:
+        """Says in the campaign's record that its checkpoint has this job.
+
+        A quick one may have ended meanwhile, and who ended it found no mark to change: so it is looked at once more.
+        """
+        job = record.job
+        await self._mark_as(job, "analysed" if record.state == "done" else "admitted")
+        now = await self._books.jobs.get(job.job_key)
+        if now is not None and now.value.state in FINISHED:
+            await self._mark_as(job, "analysed" if now.value.state == "done" else "failed")
+
+    async def _mark_as(self, job: Job, state: policy.Mark) -> None:
         empty = CampaignRecord(hero_id=job.hero_id, campaign_id=job.campaign_id)
         await self._books.campaigns.change(
             campaign_key(job.hero_id, job.campaign_id),
             lambda record: policy.mark(
-                record or empty, job.target.step, path=job.target.path, job_key=job.job_key, state="admitted"
+                record or empty, job.target.step, path=job.target.path, job_key=job.job_key, state=state
             ),
         )
 

@@ -7,7 +7,7 @@ can be repeated by anybody who finds the record finished, and ends the same.
 import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import structlog
 
@@ -123,7 +123,7 @@ class Completion:
         job = record.job
         if job.job_type != "layer_stats":
             return None
-        state: Literal["analysed", "failed"] = "analysed" if record.state == "done" else "failed"
+        state: policy.Mark = "analysed" if record.state == "done" else "failed"
         return await self._books.campaigns.change(
             campaign_key(job.hero_id, job.campaign_id),
             lambda campaign: (

@@ -21,6 +21,10 @@ _ROUNDING: Final = 1e-9
 """A score of 0.3 counts as having reached 0.3 although 0.3 / 0.1 is 2.9999999999999996."""
 
 
+Mark = Literal["admitted", "analysed", "failed"]
+"""What became of a checkpoint's job."""
+
+
 class Observation(NamedTuple):
     """A checkpoint as a trainer announced it, its path and step resolved."""
 
@@ -140,15 +144,13 @@ def find(record: CampaignRecord, step: int) -> SeenCheckpoint | None:
     return next((entry for entry in record.checkpoints if entry.step == step), None)
 
 
-def mark(
-    record: CampaignRecord, step: int, *, path: str, job_key: JobKey, state: Literal["admitted", "analysed", "failed"]
-) -> CampaignRecord:
+def mark(record: CampaignRecord, step: int, *, path: str, job_key: JobKey, state: Mark) -> CampaignRecord:
     """The record with what became of a checkpoint's ``layer_stats`` job.
 
-    An older job never overwrites a newer one's mark, and "admitted" never undoes "analysed" of the same job.
+    The end of a job never overwrites another one's mark, and "admitted" never undoes "analysed" of the same job.
     """
     known = find(record, step)
-    if known is not None and known.job_key != job_key and state != "admitted":
+    if known is not None and known.job_key not in {None, job_key} and state != "admitted":
         return record
     if known is not None and known.job_key == job_key and state == "admitted" and known.state == "analysed":
         return record

@@ -4,19 +4,21 @@ import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 from msgspec.structs import replace
 
 from archaeologist.checkpoints import pins
-from archaeologist.daemon import lifecycle, reconciliation
+from archaeologist.daemon import lifecycle, policy, reconciliation
 from archaeologist.daemon.admission import Admission
+from archaeologist.daemon.books import campaign_key
 from archaeologist.daemon.completion import Completion
 from archaeologist.daemon.reconciliation import Reconciliation
 from archaeologist.settings import BestReference, PathMapping, PinSettings, PolicySettings
-from contracts.messages import AnalysisRequested, CampaignId, HeroId
-from contracts.records import JobRecord, RequestRecord
+from contracts.messages import AnalysisRequested, CampaignId, HeroId, RequestId
+from contracts.records import CampaignRecord, JobRecord, JobState, RequestRecord, SeenCheckpoint
 from tests.fixtures.checkpoints import write_checkpoint
 from tests.integration.daemon.house import CAMPAIGN, HERO, House, opened, queue_job, with_quick_children
 
@@ -221,3 +223,49 @@ async def admitted(house: House, step: int) -> JobRecord:
     request = AnalysisRequested(hero_id=HeroId(HERO), campaign_id=CampaignId(CAMPAIGN), checkpoint_step=step)
     admission = Admission(house.books, house.settings)
     return await queue_job(admission, request, request_id=f"r{step}")
+
+
+async def marked(house: House, step: int) -> SeenCheckpoint:
+    """A checkpoint as the campaign's record has it."""
+    entry = await house.books.campaigns.get(campaign_key(HERO, CAMPAIGN))
+    assert entry is not None
+    found = policy.find(entry.value, step)
+    assert found is not None
+    return found
+
+
+def wish(step: int, **more: Any) -> AnalysisRequested:
+    """A request that somebody wrote by hand."""
+    return AnalysisRequested(hero_id=HeroId(HERO), campaign_id=CampaignId(CAMPAIGN), checkpoint_step=step, **more)
+
+
+@pytest.mark.parametrize(("ended", "shown"), [("done", "analysed"), ("failed", "failed"), ("cancelled", "failed")])
+async def test_a_job_that_ends_before_its_checkpoint_is_marked_is_not_left_as_admitted(
+    house: House, monkeypatch: pytest.MonkeyPatch, ended: JobState, shown: str
+) -> None:
+    house.save(10)
+    admission = Admission(house.books, house.settings)
+    job = await admission.decide(wish(10), request_id=RequestId("r1"), received={})
+    change = house.books.campaigns.change
+
+    async def after_its_end(*arguments: Any) -> CampaignRecord | None:
+        await house.books.jobs.change(job.job_key, lambda record: replace(record, state=ended) if record else None)
+        return await change(*arguments)
+
+    monkeypatch.setattr(house.books.campaigns, "change", after_its_end)
+    await admission.admit(job, request_id=RequestId("r1"))
+    assert (await marked(house, 10)).state == shown
+
+
+async def test_who_asks_again_for_an_earlier_analysis_leaves_the_newest_in_the_campaigns_record(house: House) -> None:
+    house.save(10)
+    keys: list[str] = []
+    async with house.daemon():
+        for name, reference in (("r1", "none"), ("r2", "previous"), ("r3", "none")):
+            await house.request(name, checkpoint_step=10, reference=reference, model_ref=reference)
+            _, job = await house.until_ended(name)
+            assert job is not None
+            keys.append(job.job.job_key)
+    assert keys[0] == keys[2]
+    seen = await marked(house, 10)
+    assert (seen.job_key, seen.state) == (keys[1], "analysed")
