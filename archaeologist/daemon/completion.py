@@ -5,9 +5,9 @@ can be repeated by anybody who finds the record finished, and ends the same.
 """
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -29,6 +29,9 @@ from contracts.messages import EventError, Job, encode
 from contracts.records import CampaignRecord, JobRecord
 
 log = structlog.get_logger(__name__)
+
+ALONE_SECONDS: Final = 30.0
+"""A sweep takes up what was finished a minute ago."""
 
 
 class Places(NamedTuple):
@@ -75,8 +78,12 @@ class Completion:
         self._books = books
         self._settings = settings
 
-    async def settle(self, record: JobRecord) -> bool:
+    async def settle(self, record: JobRecord, *, is_first: bool = False) -> bool:
         """What a finished record still lacks: files, mark, events. False: its artifact is lost, run it again.
+
+        Args:
+            record: As it was finished.
+            is_first: The caller has just finished it, and nobody can have done so before.
 
         Raises:
             BusUnavailable: The connection is closed for good; the queue's message will bring somebody else here.
@@ -90,7 +97,7 @@ class Completion:
             await bring_up_to_date(self._folder(record.job), campaign)
         if record.state == "failed":
             await self._bury(record)
-        sequence = await self._announce(record)
+        sequence = await self._announce(record, is_first=is_first)
         await self._books.jobs.change(
             record.job.job_key,
             lambda now: lifecycle.announced(now, sequence, run=record.job.run) if now else None,
@@ -133,22 +140,32 @@ class Completion:
             ),
         )
 
-    async def _announce(self, record: JobRecord) -> int:
+    async def _announce(self, record: JobRecord, *, is_first: bool) -> int:
         """Sequence of the terminal event, once it and every alert are in the log."""
         first, *alerts = announcements.ending(record, worker=_worker_of(record), now=datetime.now(UTC))
-        sequence = await self._publish_once(first, record)
+        sequence = await self._publish_once(first, record, is_first=is_first)
         for alert in alerts:
-            await self._publish_once(alert, record)
+            await self._publish_once(alert, record, is_first=is_first)
         return sequence
 
-    async def _publish_once(self, announcement: Announcement, record: JobRecord) -> int:
+    async def _publish_once(self, announcement: Announcement, record: JobRecord, *, is_first: bool) -> int:
         event, message_id = announcement
-        since = moment_or_epoch(record.finished_at or record.queued_at)
-        # The server's own deduplication forgets after a day, or with kill -9; the stream itself does not.
-        earlier = await find_message(self._bus, subjects.BATTLE_LOG, message_id, subject=event.type, since=since)
-        if earlier is not None:
-            return earlier
+        if not (is_first and self._is_alone(record)):
+            since = moment_or_epoch(record.finished_at or record.queued_at)
+            # The server's own deduplication forgets after a day; the stream itself does not.
+            earlier = await find_message(self._bus, subjects.BATTLE_LOG, message_id, subject=event.type, since=since)
+            if earlier is not None:
+                return earlier
         return (await announce(self._bus, event, message_id=message_id)).sequence
+
+    def _is_alone(self, record: JobRecord) -> bool:
+        """Whether a record was finished so lately that nobody else can have come to it, by lease or by sweep.
+
+        It is the wall clock that tells a worker that it was frozen, or its machine asleep, or its clock set back.
+        """
+        limit = min(ALONE_SECONDS, self._settings.jobs.lease_seconds / 2)
+        age = datetime.now(UTC) - moment_or_epoch(record.finished_at or record.queued_at)
+        return timedelta(0) <= age < timedelta(seconds=limit)
 
     async def _bury(self, record: JobRecord) -> None:
         job = record.job

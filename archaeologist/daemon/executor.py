@@ -197,7 +197,8 @@ class Executor:
             record, owner=self._owner, token=received.sequence, now=now, limits=self._settings.jobs
         )
         if found in {Standing.FREE, Standing.ABANDONED}:
-            await self._claim(record, received)
+            # A record that was adopted has forgotten what was before it.
+            await self._claim(record, received, is_new=entry is not None and lifecycle.is_new(record))
         elif found is Standing.OURS:
             await self._reattach(record, received)
         elif found is Standing.BUSY:
@@ -233,25 +234,26 @@ class Executor:
         entry = await self._books.jobs.get(job.job_key)
         return entry.value if entry else record
 
-    async def _claim(self, found: JobRecord, received: Received) -> None:
+    async def _claim(self, found: JobRecord, received: Received, *, is_new: bool = False) -> None:
         """Claims by compare-and-set what was found, and runs it; somebody else's turn if it changed meanwhile."""
         job = found.job
         if not await self._slots.acquire(job.job_type, job.job_key):
             await received.nak(random.uniform(*SLOT_SECONDS))  # noqa: S311 -- so that two do not meet again
             return
         try:
-            await self._run(found, received)
+            await self._run(found, received, is_new=is_new)
         finally:
             await self._slots.release(job.job_type, job.job_key)
 
-    async def _run(self, found: JobRecord, received: Received) -> None:
+    async def _run(self, found: JobRecord, received: Received, *, is_new: bool) -> None:
         now = datetime.now(UTC)
         wanted = lifecycle.claimed(found, owner=self._owner, token=received.sequence, now=now)
         record = await self._books.jobs.change(found.job.job_key, lambda record: wanted if record == found else None)
         if record != wanted:
             await received.nak(1.0)
             return
-        run = Run(record=wanted, claim=Claim(owner=self._owner, number=wanted.claim), delivery=received)
+        claim = Claim(owner=self._owner, number=wanted.claim)
+        run = Run(record=wanted, claim=claim, delivery=received, is_new=is_new)
         self._runs[run.key] = run
         self.changed.set()
         try:

@@ -93,6 +93,11 @@ def claimed(record: JobRecord, *, owner: str, token: int, now: datetime) -> JobR
     )
 
 
+def is_new(record: JobRecord) -> bool:
+    """Whether no worker ever claimed this run of the job, so that nobody can have finished it before."""
+    return record.state == "queued" and record.started_at is None
+
+
 def alive(record: JobRecord, claim: Claim, *, now: datetime) -> JobRecord | None:
     """The record with a heartbeat."""
     return replace(record, heartbeat_at=stamp(now)) if holds(record, claim) else None

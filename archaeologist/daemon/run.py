@@ -43,6 +43,8 @@ class Run:
     claim: Claim
     delivery: Received
     """Replaced when the server repeats the message while the job runs."""
+    is_new: bool
+    """Nobody claimed this run of the job before."""
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     """Set: end the child now."""
     is_lost: bool = False
@@ -53,6 +55,11 @@ class Run:
     def key(self) -> str:
         """The job's key."""
         return self.record.job.job_key
+
+    @property
+    def is_first(self) -> bool:
+        """Whether nobody but this run can have brought the job to an end."""
+        return self.is_new and self.delivery.deliveries == 1
 
 
 class Runner:
@@ -191,10 +198,10 @@ class Runner:
             await self._discard(run)
             return
         try:
-            is_settled = await self._completion.settle(record)
+            is_settled = await self._completion.settle(record, is_first=run.is_first)
         except ArtifactUnwritable as error:
             record = await self._decide(run, Failed(error=EventError(code=error.code, message=str(error))))
-            is_settled = record is None or await self._completion.settle(record)
+            is_settled = record is None or await self._completion.settle(record, is_first=run.is_first)
         if not is_settled:
             await run.delivery.nak()
             return
@@ -235,7 +242,7 @@ class Runner:
         )
         if record is not None and record.state == "cancelled":
             await self._clean(run, up_to_claim=run.claim.number)
-            await self._completion.settle(record)
+            await self._completion.settle(record, is_first=run.is_first)
             await run.delivery.ack_sync()
             return
         await self._hand_back(run, delay_seconds=0)

@@ -137,7 +137,8 @@ def draw(*, requests: int, faults: int, seed: int) -> Plan:
     plan = Plan(steps=_steps_for(requests))
     in_machinery, in_children = round(faults * INFRASTRUCTURE_SHARE), round(faults * FATE_SHARE)
     fates = _spread({name: weight for name, (weight, _) in FATES.items()}, in_children, chance)
-    requested = [*_announcements(plan, chance), *_evaluations(plan), *_fated(plan, fates), *_bad(requests // 25)]
+    requested = [*_announcements(plan, chance), *_announced_again(plan), *_evaluations(plan)]
+    requested += [*_fated(plan, fates), *_bad(requests // 25)]
     requested += _on_small_disk(max(4, requests // 60))
     requested += _joined_or_plain(requests - len(requested), plan, chance)
     chance.shuffle(requested)
@@ -177,6 +178,21 @@ def _announcements(plan: Plan, chance: random.Random) -> Iterator[Request]:
                 checkpoint_step=step,
                 skills={"BIN": _score(campaign, step)},
                 fate=fate,
+            )
+
+
+def _announced_again(plan: Plan) -> Iterator[Request]:
+    """Some of them once more under another id, as a trainer does that was started again."""
+    for campaign in CAMPAIGNS:
+        for step in plan.steps[::4]:
+            yield _request(
+                f"resaved-{campaign}-{step}",
+                subjects.CHECKPOINT_SAVED,
+                LOST | {"completed"},
+                campaign_id=campaign,
+                checkpoint_path=f"checkpoint-{step}",
+                checkpoint_step=step,
+                skills={"BIN": _score(campaign, step)},
             )
 
 

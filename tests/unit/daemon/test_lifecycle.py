@@ -151,3 +151,17 @@ def test_times_are_rfc_3339_in_utc_and_read_back(seconds: float) -> None:
     text = lifecycle.stamp(later(seconds))
     assert text.endswith("Z")
     assert abs((datetime.fromisoformat(text) - later(seconds)).total_seconds()) < 0.001
+
+
+def test_a_run_is_new_until_a_worker_claims_it_and_again_when_it_is_forced() -> None:
+    record, claim = running()
+    assert lifecycle.is_new(queued())
+    assert not lifecycle.is_new(record)
+    back = lifecycle.handed_back(record, claim, now=NOW)
+    assert back is not None
+    assert back.state == "queued"
+    assert not lifecycle.is_new(back)
+    ended = replace(record, state="done", event_sequence=7)
+    again = lifecycle.rerun(ended, job(), request_id=RequestId("R2"), now=NOW)
+    assert again is not None
+    assert lifecycle.is_new(again)
