@@ -80,9 +80,31 @@ class Distributed(Struct, frozen=True):
     shapes: dict[str, tuple[int, ...]]
     """Of the model's tensors, by name."""
     parts: dict[str, tuple[Part, ...]]
+    """Of the same."""
     left_out: dict[str, str]
     """Other entries, each with the reason."""
     digest: str
+
+    def by_file(self) -> dict[str, list[tuple[str, Part]]]:
+        """The parts with their tensors' names, by the files that hold them, in the order of their bytes.
+
+        Raises:
+            IndexInvalid: Two share bytes: many parts of one place would be read again and again.
+        """
+        found: dict[str, list[tuple[str, Part]]] = {}
+        for name, parts in self.parts.items():
+            for part in parts:
+                found.setdefault(part.file, []).append((name, part))
+        for file, held in found.items():
+            held.sort(key=lambda one: one[1].offset)
+            for (name, part), (other, behind) in pairwise(held):
+                if part.offset + part.length > behind.offset:
+                    msg = (
+                        f"parts of tensors {shown(name)} and {shown(other)} share bytes of {shown(file)}, each part has"
+                        " its own; save the checkpoint again"
+                    )
+                    raise IndexInvalid(msg)
+        return found
 
 
 def read_metadata(file: Path) -> Distributed:
@@ -142,7 +164,8 @@ def _model_names(listed: Items, paths: Items) -> dict[str, str]:
     A trainer's state is nested, ``{"model": {…}, "optim": {…}}``, and its keys are joined by dots; the paths tell what
     was joined.
     """
-    whole = {key: _path(key, paths.named().get(key)) for key in listed.named()}
+    told = paths.named()
+    whole = {key: _path(key, told.get(key)) for key in listed.named()}
     has_model = any(path[0] == "model" and len(path) > 1 for path in whole.values())
     if has_model:
         return {key: ".".join(path[1:]) for key, path in whole.items() if path[0] == "model" and len(path) > 1}

@@ -199,23 +199,22 @@ def _read_distributed(layout: Layout, metadata: Path) -> "tuple[dict[str, _Weigh
     """
     listed = read_metadata(metadata)
     by_name = {Path(name).name: name for name in layout.files}
-    named = {part.file for parts in listed.parts.values() for part in parts}
-    if absent := sorted(named - by_name.keys()):
+    by_file = listed.by_file()
+    if absent := sorted(by_file.keys() - by_name.keys()):
         msg = f"checkpoint {str(layout.folder)!r} lacks {shown(absent[0])}, which its metadata names; copy it whole"
         raise ShardMissing(msg)
     weights = {}
     pieces: dict[str, list[tuple[Piece, StoredTensor]]] = {name: [] for name in listed.shapes}
-    for file in sorted(named):
+    for file, parts in sorted(by_file.items()):
         path = layout.files[by_name[file]]
         label = str(layout.folder / by_name[file])
         try:
             with opened(path) as descriptor:
                 size = os.fstat(descriptor).st_size
-                for name, parts in listed.parts.items():
-                    for part in (part for part in parts if part.file == file):
-                        found = _read_part(descriptor, part, size=size, label=f"tensor {shown(name)} in {label!r}")
-                        place = Piece(file=str(path), offset=found.offset, begin=part.begin, shape=found.shape)
-                        pieces[name].append((place, found))
+                for name, part in parts:
+                    found = _read_part(descriptor, part, size=size, label=f"tensor {shown(name)} in {label!r}")
+                    place = Piece(file=str(path), offset=found.offset, begin=part.begin, shape=found.shape)
+                    pieces[name].append((place, found))
         except OSError as error:
             msg = f"file {label!r} cannot be read: {error.strerror}; give this user the right to read it"
             raise CheckpointError(msg) from error

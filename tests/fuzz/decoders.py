@@ -4,10 +4,12 @@ An answer is the code of an error of ours, or None where the input was taken. An
 code for a defect, is a crash.
 """
 
+import contextlib
+import functools
 import gzip
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -34,6 +36,7 @@ from contracts import subjects
 from contracts.messages import Event, EventError, RequestId, encode
 from tests.fixtures.artifacts import layer_drift, layer_stats
 from tests.fixtures.checkpoints import safetensors_bytes, write_checkpoint
+from tests.fuzz import weights
 
 Ask = Callable[[Path, bytes], None]
 """Reads an input, in a folder of its own where it needs one."""
@@ -41,6 +44,8 @@ Ask = Callable[[Path, bytes], None]
 NOW: Final = datetime(2026, 1, 2, tzinfo=UTC)
 EXAMPLE_SETTINGS: Final = Path(__file__).parents[2] / "deploy" / "archaeologist.toml"
 SHARDED: Final = "model.safetensors.index.json"
+DISTRIBUTED: Final = ".metadata"
+PARTS: Final = "__0_0.distcp"
 
 
 class Decoder(NamedTuple):
@@ -167,10 +172,16 @@ def _header(_: Path, content: bytes) -> None:
     """A weight file in memory, so that many can be tried."""
     from archaeologist.checkpoints.header import read_header  # noqa: PLC0415 -- beside what it is for
 
-    descriptor = os.memfd_create("header")
+    with _in_memory(content) as descriptor:
+        read_header(descriptor, file="memory", size=len(content))
+
+
+@contextlib.contextmanager
+def _in_memory(content: bytes) -> Iterator[int]:
+    descriptor = os.memfd_create("weights")
     try:
         os.write(descriptor, content)
-        read_header(descriptor, file="memory", size=len(content))
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -201,6 +212,44 @@ def _sketch_header(folder: Path, raw: bytes) -> None:
     content = len(raw).to_bytes(8, "little") + raw + bytes(48)
     (folder / "sketch").write_bytes(content)
     _read_sketch(folder / "sketch")
+
+
+def _torch_file(_: Path, content: bytes) -> None:
+    from archaeologist.checkpoints.torch_file import read_torch_header  # noqa: PLC0415 -- beside what it is for
+
+    with _in_memory(content) as descriptor:
+        header = read_torch_header(descriptor, file="memory", size=len(content))
+    assert all(0 <= tensor.offset <= len(content) - tensor.size for tensor in header.tensors)
+
+
+def _torch_pickle(folder: Path, pickled: bytes) -> None:
+    _torch_file(folder, weights.with_pickle(pickled))
+
+
+def _legacy_pickle(folder: Path, pickled: bytes) -> None:
+    before, _, behind = weights.legacy_parts()
+    _torch_file(folder, before + pickled + behind)
+
+
+def _weights() -> dict[str, Decoder]:
+    """Those whose weights are pickles' or an adapter's."""
+    files = tuple(weights.torch_file(is_zip=is_zip) for is_zip in (True, False))
+    metadata, parts = (weights.distributed_file(name) for name in (DISTRIBUTED, PARTS))
+    in_file = functools.partial(_in_file, read=weights.read_values, of_folder=True)
+    return {
+        "torch.save file": Decoder(_torch_file, files),
+        "torch.save pickle": Decoder(_torch_pickle, (weights.pickle_of_zip(),)),
+        "torch.save pickle before 1.6": Decoder(_legacy_pickle, (weights.legacy_parts()[1],)),
+        "distributed metadata": Decoder(in_file(DISTRIBUTED), (metadata,), weights.save_distributed),
+        "distributed parts": Decoder(in_file(PARTS), (parts,), weights.save_distributed),
+        "adapter_config.json": Decoder(in_file("adapter_config.json"), _json(weights.ADAPTER), weights.save_adapter),
+        "adapter's tensors": Decoder(_adapter_tensors, (weights.factors_header(),), weights.save_adapter),
+    }
+
+
+def _adapter_tensors(folder: Path, raw: bytes) -> None:
+    (folder / "adapter_model.safetensors").write_bytes(safetensors_bytes(raw, bytes(weights.FACTORS_BYTES)))
+    weights.read_values(folder)
 
 
 def _campaign(folder: Path) -> CampaignFolder:
@@ -281,4 +330,5 @@ def decoders() -> dict[str, Decoder]:
             _in_file("settings.toml", lambda path: load_settings(config=path, environ={})),
             (EXAMPLE_SETTINGS.read_bytes(),),
         ),
+        **_weights(),
     }

@@ -1,11 +1,14 @@
-"""Malformed inputs from valid ones: JSON with something wrong in one place, and bytes that were damaged. Pure.
+"""Malformed inputs from valid ones: JSON and pickles with something wrong in one place, and damaged bytes. Pure.
 
 Everything comes from one random generator, so that a seed and a number give the same input again.
 """
 
 import json
+import pickle
+import pickletools
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Final
 
 from tests.fixtures.hostile import MARKUP
@@ -68,14 +71,16 @@ def mutated(chance: random.Random, seed: bytes) -> bytes:
     if kind < 0.05:
         return chance.randbytes(chance.choice((0, 1, 7, 8, 9, 64, 1000)))
     content = restructured(chance, seed) if kind < 0.7 else seed
-    if kind >= 0.6:
+    if kind >= 0.6 or content == seed:
         for _ in range(chance.randint(1, 4)):
             content = chance.choice(BYTES)(chance, content)
     return content[:MOST_BYTES]
 
 
 def restructured(chance: random.Random, seed: bytes) -> bytes:
-    """JSON with up to three things wrong; bytes that are no JSON stay as they are."""
+    """JSON or a pickle with up to three things wrong; bytes that are neither stay as they are."""
+    if seed.startswith(pickle.PROTO):
+        return rewritten(chance, seed)
     try:
         value = json.loads(seed)
     except ValueError:
@@ -125,6 +130,45 @@ def _other(chance: random.Random, value: Any) -> Any:
     for _ in range(chance.choice((15, 16, 17, 300))):
         nested = [nested]
     return nested
+
+
+# Pickles.
+
+
+def rewritten(chance: random.Random, seed: bytes) -> bytes:
+    """A pickle with up to three operations left out, doubled, moved, or others put among them."""
+    starts = [place for _, _, place in pickletools.genops(seed) if place is not None]
+    operations = [seed[start:end] for start, end in pairwise([*starts, len(seed)])]
+    for _ in range(chance.randint(1, 3)):
+        place = chance.randrange(1, len(operations))
+        kind = chance.random()
+        if kind < 0.2 and len(operations) > 2:
+            del operations[place]
+        elif kind < 0.4:
+            operations.insert(chance.randrange(1, len(operations)), operations[place])
+        elif kind < 0.6:
+            operations[place : place + 1] = [_flip(chance, operations[place])]
+        else:
+            is_instead = chance.random() < 0.5
+            operations[place : place + is_instead] = [chance.choice(OPERATIONS)]
+    return b"".join(operations)
+
+
+OPERATIONS: Final[tuple[bytes, ...]] = (
+    *(bytes([code]) for code in b"N()}]t.0123abdeloqsuRQ\x81\x85\x86\x87\x88\x89\x8f\x90\x93\x94"),
+    *(pickle.dumps(value, 2)[2:-1] for value in VALUES if not (isinstance(value, str) and "\ud800" in value)),
+    *(pickle.dumps(value, 2)[2:-1] for value in ((1 << 62,) * 2, (0,), (-1,), (1,) * 65, "../0", "0", 3, 4)),
+    *(b"h" + bytes([number]) for number in (0, 1, 5, 255)),
+    *(f"c{name}\n".encode() for name in ("posix\nsystem", "builtins\neval", "torch\nFloatStorage", "torch\nfloat32")),
+    *(
+        f"c{name}\n".encode()
+        for name in ("collections\nOrderedDict", "torch._utils\n_rebuild_tensor_v2", "torch\nSize")
+    ),
+    b"\x95" + bytes(8),
+    b"\x8a\xff" + b"\xff" * 255,
+    b"X\xff\xff\xff\xffa",
+)
+"""Operations with their arguments: those of weights, and those that run something."""
 
 
 # Damaged bytes.

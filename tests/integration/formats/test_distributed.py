@@ -188,6 +188,16 @@ def test_parts_that_do_not_cover_their_tensor_are_refused(tmp_path: Path, grid: 
         read_index(folder)
 
 
+def test_parts_of_two_tensors_that_share_bytes_are_refused(tmp_path: Path) -> None:
+    folder = by_one(tmp_path / "c", {"a.weight": torch.ones(2), "b.weight": torch.ones(2)})
+    metadata = metadata_of(folder)
+    first, second = metadata.storage_data
+    metadata.storage_data[second] = metadata.storage_data[first]
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(IndexInvalid, match=r"'a\.weight' and 'b\.weight' share bytes of '__0_0\.distcp'"):
+        read_index(folder)
+
+
 def test_metadata_with_any_byte_changed_gives_tensors_or_a_coded_error(tmp_path: Path) -> None:
     folder = by_one(tmp_path / "c", {"a.weight": torch.ones(2, 3), "b": 1})
     content = (folder / ".metadata").read_bytes()
