@@ -24,6 +24,7 @@ from typing import Final
 import msgspec
 
 from archaeologist.errors import ArchaeologistError, InternalError, MemoryCapped, MessageMalformed, TemporaryError
+from archaeologist.processes import uncollected
 from contracts.messages import ChildLine, EventError, Excavation, Failed, NeighbourOptions, Progress, Succeeded
 
 EXIT_PERMANENT: Final = 1
@@ -129,10 +130,11 @@ def _leave_with_parent() -> None:
 
 def _run(excavation: Excavation, on_progress: Callable[[Progress], None], started: float) -> Succeeded:
     # Here, so that a malformed request and a dead parent are noticed before the compiler is loaded.
-    from archaeologist.artifacts.store import write_whole  # noqa: PLC0415
-    from archaeologist.excavation import layer_drift, layer_stats  # noqa: PLC0415
-    from archaeologist.excavation.survey import findings  # noqa: PLC0415
-    from contracts.artifacts import LayerStats  # noqa: PLC0415
+    with uncollected():
+        from archaeologist.artifacts.store import write_whole  # noqa: PLC0415
+        from archaeologist.excavation import layer_drift, layer_stats  # noqa: PLC0415
+        from archaeologist.excavation.survey import findings  # noqa: PLC0415
+        from contracts.artifacts import LayerStats  # noqa: PLC0415
 
     kind = layer_drift if excavation.job.job_type == "layer_drift" else layer_stats
     artifact, found = kind.excavate(excavation, on_progress)

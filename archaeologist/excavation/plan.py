@@ -48,6 +48,11 @@ class PlannedBlock(Struct, frozen=True, kw_only=True):
     layer_type: LayerType
     pairs: tuple[Pair, ...]
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of both sides."""
+        return sum(pair.size_bytes for pair in self.pairs)
+
 
 class Plan(Struct, frozen=True, kw_only=True):
     """A walk, planned: blocks in the order of the model's forward pass."""
@@ -65,6 +70,20 @@ class Plan(Struct, frozen=True, kw_only=True):
     def pairs(self) -> Iterator[Pair]:
         """Every tensor, in the order of the walk."""
         return (pair for block in self.blocks for pair in block.pairs)
+
+    def run_blocks(self) -> frozenset[str]:
+        """The blocks whose bytes a model that is run takes from the walk: told before the model is there.
+
+        Of the table of the tokens' embeddings, and of a head, it reads what it needs itself.
+        """
+        tables = [block for block in self.blocks if block.layer_type == "embedding" and len(block.pairs) == 1]
+        tokens = max(tables, key=lambda table: table.size_bytes, default=None)
+        largest = max((block.size_bytes for block in self.blocks if block.layer_type == "transformer_block"), default=0)
+        return frozenset(
+            block.name
+            for block in self.blocks
+            if block is not tokens and (block.layer_type != "output" or block.size_bytes <= largest)
+        )
 
 
 class Ties(Struct, frozen=True, kw_only=True):

@@ -25,6 +25,8 @@ from archaeologist.checkpoints.layout import check_contents
 from archaeologist.checkpoints.names import expert_of, is_bias
 from archaeologist.checkpoints.reader import Pace
 from archaeologist.errors import ArchaeologistError, CheckpointError, NothingComparable, TemporaryError
+from archaeologist.excavation.forward.found import Found
+from archaeologist.excavation.forward.tokens import find_tokenizer, has_tokenizer
 from archaeologist.excavation.forward.way import GpuGaveUpError, Way
 from archaeologist.excavation.matrices import Matrices
 from archaeologist.excavation.plan import Plan, PlannedBlock, plan_walk
@@ -45,7 +47,8 @@ from archaeologist.excavation.walk import BlockResult, OnProgress, ReferenceUnre
 from archaeologist.findings import analysis
 from archaeologist.findings.movement import compared, resolution
 from archaeologist.findings.wording import listed
-from archaeologist.probes.sets import load
+from archaeologist.probes.sets import ProbeSet, load
+from archaeologist.processes import uncollected
 from archaeologist.statistics import kernels
 from archaeologist.statistics.drift import PairSums, block_drift, global_drift, together
 from archaeologist.statistics.experts import expert_drift, expert_weights
@@ -63,7 +66,6 @@ from contracts.artifacts import (
 from contracts.messages import DEFAULT_PROBES, Excavation, Job, Side
 
 if TYPE_CHECKING:
-    from archaeologist.excavation.forward.found import Found
     from archaeologist.excavation.forward.probing import Probing
 
 
@@ -80,16 +82,16 @@ class Survey(Struct, frozen=True, kw_only=True):
     drift: dict[str, LayerDriftStats] = {}
     global_drift: GlobalDriftStats | None = None
     """None where nothing was compared."""
-    forward: "Found | None" = None
+    forward: Found | None = None
     """What running the model gave; None where that was not asked for."""
     has_sketch: bool = False
     not_computed: dict[str, str] = {}
     """Optional analyses of matrices that are missing, and why."""
     warnings: tuple[str, ...] = ()
     timings: dict[str, float] = {}
-    """Seconds by stage: load (the compiled code), open (headers, fingerprints, ties), model (building it and reading
-    the probes), walk (with the forward pass), head; of the walk's threads as ``Walk.timings`` has them, of the forward
-    passes as ``Lockstep.timings``."""
+    """Seconds by stage: load (the compiled code), open (headers, fingerprints, ties), model (importing torch, building
+    it and reading the probes, while the walk goes ahead), walk (the rest of it, with the forward pass), head; of the
+    walk's threads as ``Walk.timings`` has them, of the forward passes as ``Lockstep.timings``."""
 
 
 def survey(excavation: Excavation, on_progress: OnProgress, *, is_reference_needed: bool) -> Survey:
@@ -133,7 +135,8 @@ def _surveyed(excavation: Excavation, reference: Side | None, on_progress: OnPro
 
 def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgress, *, way: Way) -> Survey:
     started = time.perf_counter()
-    kernels.load()
+    with uncollected():
+        kernels.load()
     loaded = time.perf_counter()
     with contextlib.ExitStack() as files:
         rate = excavation.neighbour.read_mb_per_second * 1e6
@@ -144,10 +147,9 @@ def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgr
         target, theirs = subjects.target, subjects.reference
         plan = _planned(subjects)
         ready = time.perf_counter()
-        probing, reason = _probing(excavation, opened, opened_reference, files, way=way)
+        probes = _probes(excavation, opened)
         # The walk's bytes are the model's own only where both sides are models; an adapter is run after the walk.
         is_lockstep = opened.index.adapter is None and not (opened_reference and opened_reference.index.adapter)
-        built = time.perf_counter()
         matrices = Matrices(
             excavation.job.options.analyses,
             plan,
@@ -155,18 +157,24 @@ def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgr
             reference=theirs.reader if theirs else None,
             threads=excavation.threads,
         )
+        is_kept = isinstance(probes, ProbeSet) and is_lockstep
         walk = Walk(
             plan,
             target=target.reader,
             reference=theirs.reader if theirs else None,
             threads=excavation.threads,
             has_sketch=excavation.sketch_path is not None,
-            kept_blocks=matrices.needed() | (probing.needed() if probing and is_lockstep else frozenset()),
+            kept_blocks=matrices.needed() | (plan.run_blocks() if is_kept else frozenset()),
             on_progress=on_progress,
         )
-        # Closed here whoever ends it: the walk's threads read the files, and a sketch is removed after an error.
-        walked_blocks = files.enter_context(contextlib.closing(walk.blocks()))
-        sketched = files.enter_context(contextlib.closing(_sketched(walked_blocks, plan, excavation)))
+        # Its threads go ahead while torch is imported and the model built, and read the files: it ends before these.
+        files.callback(walk.close)
+        walk.start()
+        with uncollected():
+            probing, reason = _probing(excavation, probes, opened, opened_reference, files, way=way)
+        built = time.perf_counter()
+        # Closed here whoever ends it: a sketch is removed after an error.
+        sketched = files.enter_context(contextlib.closing(_sketched(walk.blocks(), plan, excavation)))
         blocks = exact(matrices.through(sketched), subjects)
         found = _collect(plan, target.index, probing.through(blocks) if probing and is_lockstep else blocks)
         if probing and not is_lockstep:
@@ -194,33 +202,41 @@ def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgr
     )
 
 
-def _probing(
-    excavation: Excavation, target: Opened, reference: Opened | None, files: contextlib.ExitStack, *, way: Way
-) -> "tuple[Probing | None, Found | None]":
-    """The forward pass beside the walk, or why there is none; both None where it was not asked for."""
+def _probes(excavation: Excavation, target: Opened) -> ProbeSet | Found | None:
+    """The probes that are to be run, or why none are; None where it was not asked for.
+
+    What can be told without torch, whose import takes seconds and 200 MB.
+    """
     job = excavation.job
     if job.job_type != "layer_stats" or not job.options.compute_activations:
-        return None, None
-    # Importing torch takes seconds and 200 MB: only now, and not for what is missing anyway.
-    from archaeologist.excavation.forward.found import Found  # noqa: PLC0415
-    from archaeologist.excavation.forward.tokens import find_tokenizer, has_tokenizer  # noqa: PLC0415
-
-    def tokenizer_folder(opened: Opened, model: Opened) -> Path:
-        """An adapter's own tokenizer, else its base's."""
-        return opened.folder if has_tokenizer(opened.folder) else model.folder
-
+        return None
     options = excavation.activations
-    fallback = Path(options.tokenizer_path) if options.tokenizer_path else None
     folder = Path(options.probes_folder) if options.probes_folder else None
     try:
         probes = load(job.options.probe_dataset or DEFAULT_PROBES, folder=folder)
-        model = runnable(target)
-        find_tokenizer(tokenizer_folder(target, model), fallback=fallback)
-        from archaeologist.excavation.forward.probing import Checkpoint, Probing  # noqa: PLC0415
+        find_tokenizer(_tokenizer_folder(target), fallback=_tokenizer_fallback(excavation))
+    except ArchaeologistError as error:
+        return Found(not_computed={"activations": f"{error.code}: {error}"})
+    return probes
+
+
+def _probing(
+    excavation: Excavation,
+    probes: ProbeSet | Found | None,
+    target: Opened,
+    reference: Opened | None,
+    files: contextlib.ExitStack,
+    *,
+    way: Way,
+) -> "tuple[Probing | None, Found | None]":
+    """The forward pass beside the walk, or why there is none; both None where it was not asked for."""
+    if not isinstance(probes, ProbeSet):
+        return None, probes
+    try:
+        from archaeologist.excavation.forward.probing import Checkpoint, Probing  # noqa: PLC0415 - imports torch
 
         def runs(opened: Opened) -> Checkpoint:
-            made = runnable(opened)
-            tokenizer = tokenizer_folder(opened, made)
+            made, tokenizer = runnable(opened), _tokenizer_folder(opened)
             for place in {made.folder, tokenizer}:
                 check_contents(place, roots(excavation))
             return Checkpoint(folder=made.folder, tokenizer=tokenizer, index=made.index, reader=made.reader)
@@ -235,6 +251,16 @@ def _probing(
         traceback.print_exc()
         return None, Found(not_computed={"activations": f"the model failed: {type(error).__name__}: {error}"})
     return files.enter_context(probing), None
+
+
+def _tokenizer_folder(opened: Opened) -> Path:
+    """An adapter's own tokenizer, else its base's."""
+    return opened.folder if has_tokenizer(opened.folder) else runnable(opened).folder
+
+
+def _tokenizer_fallback(excavation: Excavation) -> Path | None:
+    path = excavation.activations.tokenizer_path
+    return Path(path) if path else None
 
 
 def _planned(subjects: Subjects) -> Plan:

@@ -82,7 +82,7 @@ class _Room:
 
 
 class Walk:
-    """A walk over the checkpoints of a plan; iterate over ``blocks`` once."""
+    """A walk over the checkpoints of a plan; iterate over ``blocks`` once. Whoever starts it before that closes it."""
 
     def __init__(
         self,
@@ -118,12 +118,13 @@ class Walk:
         self._read_values = read_values
         self._kept: dict[str, tuple[Bytes, Bytes]] = {}
         self._spare: dict[int, list[Bytes]] = {}
-        largest = max((_size_bytes(block) for block in plan.blocks if block.name in kept_blocks), default=0)
+        largest = max((block.size_bytes for block in plan.blocks if block.name in kept_blocks), default=0)
         self._room = _Room(largest + min(largest, AHEAD_BYTES))
         self._segments = self._cut()
         self._cutting, self._lock = threading.Lock(), threading.Lock()
         self._results: queue.SimpleQueue[TensorResult | BaseException] = queue.SimpleQueue()
         self._is_over = threading.Event()
+        self._is_started = False
         self._bytes_read = 0
         self._spent = dict.fromkeys(_STAGES, 0.0)
         self._first_read: float | None = None
@@ -133,6 +134,25 @@ class Walk:
         ]
         self._started = time.monotonic()
 
+    def start(self) -> None:
+        """Reads and sums ahead from now on, as far as there is room for what is kept."""
+        if self._is_started:
+            return
+        self._is_started = True
+        self._started = time.monotonic()
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Ends the threads, wherever they are."""
+        if not self._is_started:
+            return
+        self._is_over.set()
+        self._room.give(self._plan.size_bytes)
+        for thread in self._threads:
+            thread.join()
+        self._spare.clear()
+
     def blocks(self) -> Generator[BlockResult, None, None]:
         """The blocks, each as soon as it and all before it are summed.
 
@@ -140,9 +160,7 @@ class Walk:
             CheckpointError: The target cannot be read to its end.
             ReferenceUnreadableError: The reference cannot.
         """
-        self._started = time.monotonic()
-        for thread in self._threads:
-            thread.start()
+        self.start()
         found: dict[str, TensorResult] = {}
         try:
             for number, block in enumerate(self._plan.blocks):
@@ -157,14 +175,10 @@ class Walk:
                 kept = self._with_bytes(result)
                 yield kept
                 self._give_back(kept)
-                self._room.give(_size_bytes(block))
+                self._room.give(block.size_bytes)
             self._report(len(self._plan.blocks))
         finally:
-            self._is_over.set()
-            self._room.give(self._plan.size_bytes)
-            for thread in self._threads:
-                thread.join()
-            self._spare.clear()
+            self.close()
 
     def timings(self) -> dict[str, float]:
         """Seconds by stage.
@@ -317,10 +331,6 @@ class Walk:
             return self._read(self._reference, entry, start, stop, into)
         except CheckpointError as error:
             raise ReferenceUnreadableError from error
-
-
-def _size_bytes(block: PlannedBlock) -> int:
-    return sum(pair.size_bytes for pair in block.pairs)
 
 
 def _window(kept: Bytes, entry: TensorEntry, start: int) -> Bytes:

@@ -127,10 +127,6 @@ class Probing:
         """Ends the threads."""
         self._stack.close()
 
-    def needed(self) -> frozenset[str]:
-        """The blocks whose bytes the models take from the walk."""
-        return self._lockstep.needed()
-
     def timings(self) -> dict[str, float]:
         """Seconds of the forward passes by stage, as ``Lockstep`` has them."""
         return self._lockstep.timings

@@ -273,11 +273,6 @@ class Lockstep:
         self._passed: set[str] = set()
         self._calls: dict[str, int] = {}
 
-    def needed(self) -> frozenset[str]:
-        """The blocks whose bytes the models take from the walk."""
-        units = (unit for side in self._sides for unit in side.model.units.values())
-        return frozenset(unit.name for unit in units if unit.slots and not unit.is_token_table)
-
     def through(self, blocks: Iterator[BlockResult]) -> Iterator[BlockResult]:
         """The same blocks, each after the forward passes went through it; at the end they are done."""
         self._guarded(self._start)

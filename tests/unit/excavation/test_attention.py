@@ -64,7 +64,8 @@ def watched(folder: Path) -> Iterator[tuple[Side, Attention, dict[str, LayerActi
         lockstep = Lockstep(side, None, statistics.add, lanes=lanes, on_end=statistics.finish)
         files.callback(lockstep.close)
         seen = files.enter_context(Attention(side, SOME))
-        for _ in lockstep.through(Walk(planned(folder), target=reader, kept_blocks=lockstep.needed()).blocks()):
+        plan = planned(folder)
+        for _ in lockstep.through(Walk(plan, target=reader, kept_blocks=plan.run_blocks()).blocks()):
             pass
         assert lockstep.failure is None
         yield side, seen, seen.in_stats(statistics.stats)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,11 +64,12 @@ def ran(
             sides[0], sides[1] if len(sides) > 1 else None, outputs.append, lanes=lanes, is_guest=is_guest
         )
         files.callback(lockstep.close)
+        plan = planned(folders[0], folders[1] if len(folders) > 1 else None)
         walk = Walk(
-            planned(folders[0], folders[1] if len(folders) > 1 else None),
+            plan,
             target=readers[0],
             reference=readers[1] if len(readers) > 1 else None,
-            kept_blocks=lockstep.needed(),
+            kept_blocks=plan.run_blocks(),
         )
         for _ in lockstep.through(walk.blocks()):
             pass
@@ -146,6 +148,19 @@ def test_a_head_tied_to_the_embedding_is_read_again(tmp_path: Path) -> None:
         assert [slot.entry.name for slot in sides[0].model.head.slots] == ["model.embed_tokens.weight"]
 
 
+@pytest.mark.parametrize("name", STREAMED)
+def test_the_plan_keeps_each_block_that_the_model_takes_from_the_walk(name: str, tmp_path: Path) -> None:
+    # As in any real model, there are fewer positions than tokens.
+    positions: dict[str, Any] = {"n_positions": 64} if name == "gpt2" else {}
+    folder = saved(model(name, seed=1, **positions), tmp_path / "a")
+    plan = planned(folder)
+    walked = {block.name for block in plan.blocks}
+    units = skeleton(folder, read_index(folder)).units.values()
+    taken = {unit.name for unit in units if unit.slots and not unit.is_token_table} & walked
+    assert taken
+    assert taken <= plan.run_blocks()
+
+
 def test_weights_of_8_bits_run_as_the_bfloat16_that_they_convert_to(tmp_path: Path) -> None:
     made = model("qwen3", seed=1)
     folder = saved(made, tmp_path / "a")
@@ -191,7 +206,8 @@ def test_a_forward_pass_that_fails_leaves_the_walk_alone(tmp_path: Path) -> None
 
         with Lanes(2) as lanes:
             lockstep = Lockstep(side, None, refuse, lanes=lanes)
-            walk = Walk(planned(folder), target=reader, kept_blocks=lockstep.needed())
+            plan = planned(folder)
+            walk = Walk(plan, target=reader, kept_blocks=plan.run_blocks())
             blocks = [result.block.name for result in lockstep.through(walk.blocks())]
             lockstep.close()
     assert lockstep.failure == "the forward pass failed: RuntimeError: no room"
@@ -301,7 +317,8 @@ def test_memory_that_runs_out_on_a_gpu_ends_the_walk_and_not_only_the_pass(tmp_p
     with Reader(index) as reader, Lanes(1) as lanes:
         side = Side(skeleton(folder, index), reader, batches(), device=torch.device("cpu"))
         lockstep = Lockstep(side, None, refuse, lanes=lanes, is_guest=True)
-        walk = Walk(planned(folder), target=reader, kept_blocks=lockstep.needed())
+        plan = planned(folder)
+        walk = Walk(plan, target=reader, kept_blocks=plan.run_blocks())
         with closing(lockstep), closing(walk.blocks()) as blocks, pytest.raises(torch.OutOfMemoryError):
             list(lockstep.through(blocks))
 

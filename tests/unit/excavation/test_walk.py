@@ -1,6 +1,7 @@
 """A walk's numbers against independent float64 computations with NumPy."""
 
 import math
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from archaeologist.excavation.tally import TensorResult
 from archaeologist.excavation.walk import Walk
 from archaeologist.statistics.sketch import WIDTH
 from contracts.artifacts import PERCENTILES
+from tests.fixtures.waiting import until
 from tests.unit.excavation.checkpoints import Bits, Floats, bf16, l2, wide, write
 from tests.unit.excavation.walking import planned, walked
 
@@ -305,3 +307,26 @@ def test_kept_bytes_are_the_files_and_change_no_number(tmp_path: Path, monkeypat
             assert block.reference[name].tobytes() == references[name].tobytes()
             if number == 4:
                 break  # the threads that wait for room end with the walk
+
+
+async def test_a_walk_that_was_started_reads_before_its_blocks_are_asked_for(tmp_path: Path) -> None:
+    tensors = {f"layers.{number}.w": _random("BF16", (64, 64), number) for number in range(4)}
+    folder = write(tmp_path / "a", tensors)
+    plan = planned(folder)
+    with Reader(read_index(folder)) as reader:
+        walk = Walk(plan, target=reader, kept_blocks=plan.run_blocks(), threads=2)
+        walk.start()
+        await until(lambda: "start" in walk.timings())
+        found = {name: values.tobytes() for block in walk.blocks() for name, values in block.target.items()}
+    assert found == {name: values.tobytes() for name, values in tensors.items()}
+
+
+def test_a_walk_that_was_started_ends_when_it_is_closed(tmp_path: Path) -> None:
+    tensors = {f"layers.{number}.w": _random("BF16", (64, 64), number) for number in range(4)}
+    folder = write(tmp_path / "a", tensors)
+    plan = planned(folder)
+    with Reader(read_index(folder)) as reader:
+        walk = Walk(plan, target=reader, kept_blocks=plan.run_blocks(), threads=3)
+        walk.start()
+        walk.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("walk-")]
