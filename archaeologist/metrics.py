@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 import archaeologist
-from archaeologist.errors import ArchaeologistError, JobCrashed, JobTimedOut, WorkerLost
+from archaeologist.errors import ArchaeologistError, PermanentError
 from archaeologist.moments import moment_or_epoch
 from contracts import subjects
 from contracts.messages import AlertData, CompletedData, Event, FailedData
@@ -29,6 +29,7 @@ OTHER: Final = "other"
 FAMILIES: Final = ("representation", "entropy", "repetition", "divergence", "weights")
 SEVERITIES: Final = ("warning", "critical")
 OUTCOMES: Final = ("done", "failed", "stopped", "handed_back", "lost")
+STAGES: Final = ("request", "job")
 TARGETS: Final = ("command", "webhook")
 TELLINGS: Final = ("told", "failed", "given_up", "too_old")
 KINDS: Final = ("pins", "sketches")
@@ -235,8 +236,10 @@ def _prepare() -> None:
     for family in FAMILIES:
         for severity in SEVERITIES:
             _ALERTS.labels(family, severity)
-    for kind_of_end in (JobCrashed, JobTimedOut, WorkerLost):
-        _FAILURES.labels("job", kind_of_end.code)
+    for stage in STAGES:
+        for error in _descendants(PermanentError):  # a temporary one ends neither a request nor a job
+            _FAILURES.labels(stage, error.code)
+        _FAILURES.labels(stage, OTHER)
     for target in TARGETS:
         for outcome in TELLINGS:
             _TOLD.labels(target, outcome)
