@@ -334,6 +334,61 @@ async def test_a_reader_can_have_events_copied_elsewhere_as_the_page_says(guarde
         await until_asked(is_copied)
 
 
+async def stored(admin: Bus) -> dict[str, int]:
+    """How many messages each stream has."""
+    return {name: int((await admin.jetstream.stream_info(name)).state.messages) for name in STREAMS}
+
+
+async def test_a_trainer_cannot_have_the_server_answer_into_a_stream(guarded: Guarded) -> None:
+    """Nobody is asked whether he may publish where he wants to be answered: only an account of his own stops that."""
+    async with (
+        connected(guarded.bus("trainer"), name="trainer") as trainer,
+        connected(guarded.bus("admin"), name="admin") as admin,
+    ):
+        for place in (*EVERYTHING, *subjects.CHECKPOINTS_SUBJECTS):
+            await trainer.client.publish(subjects.CHECKPOINT_SAVED, b"{}", reply=place)
+        # What comes last is answered, so everything before it was.
+        await trainer.jetstream.publish(subjects.SKILL_EVALUATED, b"{}")
+        sent = len(EVERYTHING) + len(subjects.CHECKPOINTS_SUBJECTS) + 1
+        assert await stored(admin) == {**dict.fromkeys(STREAMS, 0), subjects.CHECKPOINTS: sent}
+
+
+async def test_a_reader_can_have_answers_sent_elsewhere_as_the_page_says(guarded: Guarded) -> None:
+    async with (
+        connected(guarded.bus("battle-log"), name="reader") as reader,
+        connected(guarded.bus("admin"), name="admin") as admin,
+    ):
+        look = f"$JS.API.STREAM.INFO.{subjects.BATTLE_LOG}"
+        await reader.client.publish(look, b"", reply=subjects.ANALYSIS_REQUESTED)
+
+        async def is_answered() -> bool:
+            return (await stored(admin))[subjects.REQUESTS] == 1
+
+        await until_asked(is_answered)
+
+
+async def test_a_reader_that_may_publish_nothing_hears_the_log_live(tmp_path: Path) -> None:
+    """As docs/operations.md says, for programs that are not trusted."""
+    ensure_keys(tmp_path / "keys")
+    text = (DEPLOY / "nats-server.conf").read_text(encoding="utf-8")
+    start = text.index("publish: [", text.index("$NATS_BATTLE_LOG_NKEY"))
+    file = tmp_path / "quieter.conf"
+    file.write_text(text[:start] + 'publish: {deny: ">"}' + text[text.index("]", start) + 1 :])
+    variables = server_variables(tmp_path / "keys", tmp_path / "store")
+    async with Server(tmp_path / "nats", file=file, environment=variables) as server:
+        guarded = Guarded(server, tmp_path / "keys")
+        async with (
+            connected(guarded.bus("battle-log"), name="reader") as reader,
+            connected(guarded.bus("worker"), name="worker") as worker,
+        ):
+            heard = await reader.client.subscribe(subjects.ANALYSIS_STARTED)
+            await reader.client.publish("$JS.API.INFO", b"", reply=subjects.ANALYSIS_STARTED)
+            await reader.client.flush()
+            await worker.client.publish(subjects.ANALYSIS_STARTED, b"an event")
+            assert (await heard.next_msg(timeout=10)).data == b"an event"
+        assert len(guarded.violations()) == 1
+
+
 async def test_nobody_comes_in_without_a_key(guarded: Guarded, tmp_path: Path) -> None:
     with pytest.raises(BusUnavailable, match="Authorization Violation"):
         await connect(BusSettings(url=guarded.server.url), name="nobody")
