@@ -8,6 +8,7 @@ standard error.
 """
 
 import io
+import json
 import logging
 import os
 import sys
@@ -17,6 +18,7 @@ from typing import Any, Final, TextIO
 import structlog
 
 from archaeologist.settings import LogSettings
+from archaeologist.texts import escaped, escaped_json
 
 PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 """Of syslog(3), by level."""
@@ -43,7 +45,7 @@ def configure(settings: LogSettings) -> None:
     renderer: Any = (
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_write_traceback)
         if readable
-        else structlog.processors.JSONRenderer(ensure_ascii=False)
+        else structlog.processors.JSONRenderer(_json, ensure_ascii=False)
     )
     prepared: list[Any] = [_escape] if readable else [structlog.processors.format_exc_info]
     handler = logging.StreamHandler(sys.stderr)
@@ -81,13 +83,12 @@ def _is_journal(stream: TextIO) -> bool:
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
-def escaped(text: str) -> str:
-    """Text on one line, with what would steer a terminal or begin another line written as an escape."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+def _json(event: Any, **how: Any) -> str:
+    return escaped_json(json.dumps(event, **how))
 
 
 def _escape(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A processor: what others sent must not look like lines of ours. JSON escapes by itself."""
+    """A processor: what others sent must not look like lines of ours. JSON is escaped as such."""
     for name, value in event.items():
         if isinstance(value, str):
             event[name] = escaped(value)

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRem
 from rich.progress import Progress as ProgressBar
 from rich.text import Text
 
+from archaeologist.texts import escaped_json
 from contracts.messages import Progress, ProgressData
 
 PIPE_WIDTH: Final = 240
@@ -57,12 +58,12 @@ def printable(text: object) -> str:
 
 def print_json(value: Any) -> None:
     """A value as indented JSON on standard output."""
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+    sys.stdout.write(escaped_json(msgspec.json.format(msgspec.json.encode(value), indent=2).decode()) + "\n")
 
 
 def print_line(value: Any) -> None:
     """A value as one line of JSON on standard output, at once: somebody may be following."""
-    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.write(escaped_json(msgspec.json.encode(value).decode()) + "\n")
     sys.stdout.flush()
 
 

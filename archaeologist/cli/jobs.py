@@ -76,7 +76,7 @@ def cancel(identifier: Identifier, as_json: AsJson = False, config: Config = Non
     if as_json:
         console.print_json(record)
     else:
-        console.output().print(cancellation(record))
+        console.output().print(console.printable(cancellation(record)))
 
 
 Code = Annotated[str | None, typer.Option("--code", help="Only those with this error code.")]
@@ -158,14 +158,14 @@ def table(records: Iterable["JobRecord"]) -> "Table":
     for record in records:
         job = record.job
         rows.add_row(
-            job.job_key,
+            printable(job.job_key),
             word(record.state),
             job.job_type,
             printable(f"{job.hero_id}/{job.campaign_id}"),
             str(job.target.step),
             str(job.reference.step) if job.reference else "",
             job.priority,
-            record.queued_at[:19].replace("T", " "),
+            printable(record.queued_at[:19].replace("T", " ")),
             "" if record.duration_sec is None else f"{record.duration_sec:.1f}",
             printable(record.error.code if record.error else record.most_changed_layer or ""),
         )
@@ -182,8 +182,8 @@ def letter_table(found: Iterable["DeadLetter"]) -> "Table":
     for column in ("letter", "at", "code", "from", "of", "reason"):
         rows.add_column(column, no_wrap=column == "letter", overflow="fold")
     for letter in found:
-        cells = (letter.code, letter.subject, letter.owner, letter.reason)
-        rows.add_row(str(letter.sequence), letter.at[:19].replace("T", " "), *map(printable, cells))
+        cells = (letter.at[:19].replace("T", " "), letter.code, letter.subject, letter.owner, letter.reason)
+        rows.add_row(str(letter.sequence), *map(printable, cells))
     return rows
 
 

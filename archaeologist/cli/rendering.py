@@ -28,7 +28,7 @@ def layer_stats(stats: LayerStats) -> RenderableType:
         drift = stats.drift_stats.get(name)
         table.add_row(
             printable(name),
-            block.layer_type,
+            printable(block.layer_type),
             f"{block.param_count:,}",
             number(block.l2),
             *(_drift_cells(drift, largest) if has_drift else ()),

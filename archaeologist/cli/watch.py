@@ -40,7 +40,9 @@ def watch(  # noqa: PLR0917 -- the options of the command
 ) -> None:
     """Publishes checkpoint.saved once for each checkpoint that is whole; goes on where it was after a restart."""
     from archaeologist import tasks
+    from archaeologist.checkpoints.header import is_unicode
     from archaeologist.cli.request import campaign_of
+    from archaeologist.errors import UsageError
     from archaeologist.trainers.announcement import absolute
     from archaeologist.watcher.ledger import Ledger, LedgerFile
     from archaeologist.watcher.service import Watch, run, run_once
@@ -48,6 +50,9 @@ def watch(  # noqa: PLR0917 -- the options of the command
 
     settings = read_settings(config=config, root=root, nats_url=nats_url, is_service=True)
     place = absolute(folder.expanduser())
+    if not is_unicode(str(place)):
+        msg = f"folder {str(place)!r} has a name that is no Unicode text, which no message can say; rename it"
+        raise UsageError(msg)
     ours = campaign_of(hero, campaign, path=str(place / "checkpoint"), root=settings.root_path)
     rules = Rules(folder=place, pattern=pattern, quiet_seconds=quiet, allowed=settings.allowed_roots)
     asked = Watch(rules=rules, poll_seconds=poll, only_new=only_new)

@@ -33,7 +33,7 @@ def workers(as_json: AsJson = False, config: Config = None, nats_url: NatsUrl = 
     console.output().print(table(found))
     for worker in found:
         if worker.note and worker.condition != "silent":
-            console.notices().print(f"{worker.name} {console.printable(worker.note)}")
+            console.notices().print(console.printable(f"{worker.name} {worker.note}"))
 
 
 def table(found: Iterable["WorkerEntry"]) -> "Table":
@@ -48,7 +48,7 @@ def table(found: Iterable["WorkerEntry"]) -> "Table":
     for worker in found:
         jobs = [progress(job) for job in worker.jobs] or [""]
         rows.add_row(
-            worker.name,
+            printable(worker.name),
             word(worker.condition),
             printable(worker.host),
             printable(", ".join(worker.roles)),

@@ -19,6 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from archaeologist.checkpoints.fingerprint import fingerprint
+from archaeologist.checkpoints.header import is_unicode
 from archaeologist.checkpoints.index import read_index
 from archaeologist.checkpoints.layout import WEIGHT_SUFFIXES
 from archaeologist.checkpoints.readiness import Look, Mark, Stillness, is_ready, look, marks_of
@@ -93,8 +94,12 @@ class Survey:
                 del memory[name]
         self.unsettled = {}
         for name, path in paths.items():
-            if found := self._examine(name, path, ledger):
-                yield found
+            if is_unicode(name):
+                if found := self._examine(name, path, ledger):
+                    yield found
+            elif name not in self._told:
+                self._told[name] = ()
+                log.warning("not announced: its name is no Unicode text, which a message is", checkpoint=name)
 
     def _examine(self, name: str, path: Path, ledger: Ledger) -> Found | None:
         try:

@@ -13,6 +13,7 @@ import pytest
 from archaeologist.daemon import outputs
 from archaeologist.daemon.outputs import output_path
 from archaeologist.settings import Settings
+from tests.fixtures.hostile import STEERING
 from tests.fixtures.programs import Daemon
 from tests.integration.daemon.house import of, opened, with_quick_children
 from tests.integration.test_cli import cli, environment
@@ -33,21 +34,35 @@ except ZeroDivisionError:
 """
 
 
-def printed(stderr: int, **environment: str) -> None:
+FORGING: Final = f"""\
+import logging, structlog
+from archaeologist.logs import configure
+from archaeologist.settings import LogSettings
+configure(LogSettings())
+structlog.get_logger("x").warning({STEERING!r}, value={STEERING!r}, values=[{STEERING!r}])
+logging.getLogger("y").warning({STEERING!r}, extra={{"value": {STEERING!r}}})
+try:
+    raise ValueError({STEERING!r})
+except ValueError:
+    structlog.get_logger("x").exception("broken")
+"""
+
+
+def printed(stderr: int, *, program: str = PROGRAM, **environment: str) -> None:
     """Runs the program with its log on a descriptor."""
     variables = {**os.environ, **environment}
-    subprocess.run([sys.executable, "-c", PROGRAM], check=True, stderr=stderr, env=variables, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, stderr=stderr, env=variables, timeout=60)
 
 
-def through_a_pipe(*, is_journal: bool) -> list[str]:
+def through_a_pipe(*, is_journal: bool, program: str = PROGRAM) -> list[str]:
     """The lines that come out of a pipe, which the journal reads or somebody else."""
     reading, writing = os.pipe()
     status = os.fstat(writing)
     inode = status.st_ino if is_journal else status.st_ino + 1
-    printed(writing, JOURNAL_STREAM=f"{status.st_dev}:{inode}")
+    printed(writing, program=program, JOURNAL_STREAM=f"{status.st_dev}:{inode}")
     os.close(writing)
-    with os.fdopen(reading, encoding="utf-8") as lines:
-        return lines.read().splitlines()
+    with os.fdopen(reading, encoding="utf-8", newline="\n") as lines:
+        return lines.read().removesuffix("\n").split("\n")
 
 
 def test_the_journal_gets_one_json_object_a_line_with_its_priority_before_it() -> None:
@@ -72,6 +87,31 @@ def test_a_terminal_gets_words() -> None:
     os.close(ours)
     assert "from structlog" in text
     assert '{"' not in text
+
+
+@pytest.mark.parametrize("is_journal", [True, False])
+def test_what_others_wrote_begins_no_line_of_its_own_and_steers_no_terminal(*, is_journal: bool) -> None:
+    lines = through_a_pipe(is_journal=is_journal, program=FORGING)
+    assert all(line.isprintable() for line in lines)
+    assert len(lines) == 3
+    if is_journal:
+        assert [line[:3] for line in lines] == ["<4>", "<4>", "<3>"]
+    first, second, third = (json.loads(line[3:] if is_journal else line) for line in lines)
+    assert first["event"] == first["value"] == first["values"][0] == STEERING
+    assert second["event"] == second["value"] == STEERING
+    assert STEERING in third["exception"]
+
+
+def test_what_others_wrote_is_escaped_on_a_terminal() -> None:
+    ours, theirs = pty.openpty()
+    printed(theirs, program=FORGING, NO_COLOR="1", TERM="dumb")
+    os.close(theirs)
+    text = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert text.count("\\x1b[2J") == 6
+    assert "\u2028" not in text
+    assert "\x9b" not in text
+    assert "\x1b[2J" not in text
 
 
 # Found from a job's id.

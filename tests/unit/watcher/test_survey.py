@@ -1,6 +1,7 @@
 """What a look over a folder finds, and what it says of it."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -136,3 +137,13 @@ def test_a_ledger_forgets_the_oldest_of_what_is_gone_and_nothing_that_is_there(t
     assert "checkpoint-0" in thinned.known
     assert "checkpoint-1" not in thinned.known
     assert len(thinned.known) == MAX_KNOWN + 1
+
+
+def test_a_name_that_is_no_text_is_passed_over_and_said_once(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "checkpoint-5", step=5)
+    write_checkpoint(tmp_path / os.fsdecode(b"checkpoint-6\xff"), step=6)
+    looking = survey(tmp_path)
+    with structlog.testing.capture_logs() as log:
+        assert names(looking, tmp_path) == ["checkpoint-5"]
+        assert names(looking, tmp_path) == []
+    assert [entry["event"] for entry in log] == ["not announced: its name is no Unicode text, which a message is"]
