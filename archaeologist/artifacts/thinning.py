@@ -19,8 +19,8 @@ import msgspec
 from msgspec import Struct
 
 from archaeologist.artifacts.paths import CampaignFolder
-from archaeologist.artifacts.store import write_whole
-from archaeologist.files import read_bounded
+from archaeologist.artifacts.store import unwritable, write_whole
+from archaeologist.files import locked, read_bounded
 
 NOTICE: Final = ".thinned.json"
 MAX_NOTICE_BYTES: Final = 16 * 1024 * 1024
@@ -39,6 +39,10 @@ class Thinned(Struct, frozen=True, kw_only=True):
     """Of the last time."""
     budget_bytes: int = 0
     """In force then."""
+
+
+_notice: Final = msgspec.json.Decoder(Thinned)
+"""Built here: two threads that do so at once, at its first use, crash the process (msgspec 0.22)."""
 
 
 class Found(NamedTuple):
@@ -79,31 +83,43 @@ def thin(folders: Iterable[CampaignFolder], *, budget_bytes: int, now: datetime)
     """Gives up sketches beyond the budget; the steps of each campaign that lost some. Blocking.
 
     Raises:
-        ArtifactUnwritable: A notice cannot be written; nothing of its campaign was removed.
+        ArtifactUnwritable: A notice cannot be written, and nothing of its campaign was removed; or a sketch cannot be.
     """
     given_up: dict[CampaignFolder, list[int]] = defaultdict(list)
     for one in choose(sketches(folders), budget_bytes=budget_bytes):
         given_up[one.folder].append(one.step)
     for folder, steps in given_up.items():
-        known = thinned(folder).steps
-        notice = Thinned(
-            steps=tuple(sorted({*known, *steps})),
-            at=now.isoformat(timespec="seconds").replace("+00:00", "Z"),
-            budget_bytes=budget_bytes,
-        )
-        # Said before it is done: a notice of a sketch that is still there misleads nobody.
-        temporary = _place(folder) / f"{NOTICE}.tmp"
-        write_whole(temporary, msgspec.json.encode(notice))
-        temporary.replace(_place(folder) / NOTICE)
-        for step in steps:
-            folder.sketch(step).unlink(missing_ok=True)
+        _give_up(folder, steps, budget_bytes=budget_bytes, now=now)
     return dict(given_up)
+
+
+def _give_up(folder: CampaignFolder, steps: Iterable[int], *, budget_bytes: int, now: datetime) -> None:
+    """Says which sketches go, then removes them.
+
+    Every daemon sweeps: under the lock none writes over another's notice, nor misses what it says.
+    """
+    place = _place(folder)
+    try:
+        with locked(place):
+            notice = Thinned(
+                steps=tuple(sorted({*thinned(folder).steps, *steps})),
+                at=now.isoformat(timespec="seconds").replace("+00:00", "Z"),
+                budget_bytes=budget_bytes,
+            )
+            # Said before it is done: a notice of a sketch that is still there misleads nobody.
+            temporary = place / f"{NOTICE}.tmp"
+            write_whole(temporary, msgspec.json.encode(notice))
+            temporary.replace(place / NOTICE)
+            for step in steps:
+                folder.sketch(step).unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(place, error) from error
 
 
 def thinned(folder: CampaignFolder) -> Thinned:
     """The campaign's notice; an empty one where there is none or it cannot be read."""
     try:
-        return msgspec.json.decode(read_bounded(_place(folder) / NOTICE, MAX_NOTICE_BYTES), type=Thinned)
+        return _notice.decode(read_bounded(_place(folder) / NOTICE, MAX_NOTICE_BYTES))
     except (OSError, RuntimeError, msgspec.DecodeError):
         return Thinned()
 

@@ -1,6 +1,8 @@
 """Sketches within a disk budget: what goes first, what stays, and that it is said."""
 
+import multiprocessing
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -79,6 +81,26 @@ def test_other_files_and_links_are_left_alone(folder: CampaignFolder) -> None:
 def test_nothing_is_removed_that_cannot_be_said(folder: CampaignFolder) -> None:
     write(folder, 1, 2)
     (folder.sketch(1).parent / f"{thinning.NOTICE}.tmp").mkdir()
+    with pytest.raises(ArtifactUnwritable):
+        thin([folder], budget_bytes=0, now=NOW)
+    assert steps(folder) == [1, 2]
+
+
+def test_daemons_that_sweep_at_once_say_all_that_they_gave_up(folder: CampaignFolder) -> None:
+    write(folder, *range(1, 200))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(4, mp_context=context) as pool:
+        sweeps = [pool.submit(thin, [folder], budget_bytes=SIZE * left, now=NOW) for left in range(190, 1, -1)]
+        for sweep in sweeps:
+            sweep.result()
+    assert set(thinned(folder).steps) == set(range(1, 200)) - set(steps(folder))
+    assert [path.name for path in folder.sketch(1).parent.glob("*.tmp")] == []
+
+
+def test_a_notice_that_cannot_take_its_place_is_said_with_a_code(folder: CampaignFolder) -> None:
+    write(folder, 1, 2)
+    place = folder.sketch(1).parent
+    (place / thinning.NOTICE).mkdir()
     with pytest.raises(ArtifactUnwritable):
         thin([folder], budget_bytes=0, now=NOW)
     assert steps(folder) == [1, 2]
