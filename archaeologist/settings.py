@@ -30,6 +30,7 @@ from contracts.messages import (
     ReferencePolicy,
     Severity,
 )
+from contracts.prepared import prepare
 
 PREFIX: Final = "ARCHAEOLOGIST_"
 SHORT_FORMS: Final = {"ARCHAEOLOGIST_NATS_URL": ("bus", "url"), "ARCHAEOLOGIST_ROOT": ("root",)}
@@ -510,3 +511,6 @@ def _check(values: dict[str, Any], *, where: str) -> Settings:
         msg = f"setting in {where}: {error}; see docs/settings.md for the known names and values"
         raise SettingInvalid(msg) from error
     return settings
+
+
+prepare(__name__)

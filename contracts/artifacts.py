@@ -9,6 +9,8 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from contracts.prepared import prepare
+
 ARTIFACT_VERSION: Final = 1
 
 PERCENTILES: Final = (1, 5, 25, 50, 75, 95, 99)
@@ -918,3 +920,6 @@ class DriftEstimate(Struct, frozen=True, kw_only=True):
     layers: dict[str, EstimatedDrift] = {}
     not_compared: tuple[str, ...] = ()
     """Tensors on one side only, or of another size."""
+
+
+prepare(__name__)

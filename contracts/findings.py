@@ -4,6 +4,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from contracts.prepared import prepare
+
 FindingSeverity = Literal["critical", "warning", "success", "info"]
 
 
@@ -40,3 +42,6 @@ class Card(Struct, frozen=True, kw_only=True):
     trend: tuple[float | None, ...] = ()
     """Over time, for a line beside it."""
     block: str | None = None
+
+
+prepare(__name__)

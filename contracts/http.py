@@ -10,6 +10,7 @@ from msgspec import Struct
 from contracts.artifacts import Alert, LayerTotal, LeftOut
 from contracts.findings import Card, Finding
 from contracts.messages import EventError
+from contracts.prepared import prepare
 from contracts.records import WorkerRecord
 
 JobStatus = Literal["received", "queued", "running", "done", "failed", "cancelled", "refused", "skipped"]
@@ -307,3 +308,6 @@ class Health(Struct, frozen=True, kw_only=True):
 
     status: Literal["ok", "degraded"]
     reason: str | None = None
+
+
+prepare(__name__)

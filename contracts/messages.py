@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from contracts.artifacts import Alert
+from contracts.prepared import prepare
 
 HeroId = NewType("HeroId", str)
 CampaignId = NewType("CampaignId", str)
@@ -395,3 +396,6 @@ ChildLine = Progress | Succeeded | Failed
 def encode(message: Struct) -> bytes:
     """JSON of a message; NaN and infinity become null."""
     return msgspec.json.encode(message)
+
+
+prepare(__name__)

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from contracts.artifacts import Alert
 from contracts.messages import EventError, Job, JobKey, JobType, Priority, RequestId
+from contracts.prepared import prepare
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 RequestState = Literal["received", "accepted", "refused", "skipped"]
@@ -222,3 +223,6 @@ class SlotRecord(Struct, frozen=True, kw_only=True):
     """Who holds the cluster's slots of one job type, in bucket ``archaeologist_slots`` under the type's name."""
 
     holders: tuple[SlotHolder, ...] = ()
+
+
+prepare(__name__)

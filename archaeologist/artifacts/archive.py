@@ -29,6 +29,7 @@ from archaeologist.files import locked, opened, read_at
 from archaeologist.paths import resolve_under
 from archaeologist.settings import Settings
 from contracts.artifacts import LeftOut
+from contracts.prepared import prepare
 
 DAY_SECONDS: Final = 86_400.0
 LOCK: Final = ".archive.lock"
@@ -322,3 +323,6 @@ def _alone(folder: CampaignFolder) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+prepare(__name__)

@@ -21,6 +21,7 @@ from archaeologist.artifacts.storage import archived_owner, archived_path, is_st
 from archaeologist.errors import ArchiveUnavailable, ArtifactInvalid, ArtifactMissing, ArtifactUnwritable
 from archaeologist.files import locked, made
 from contracts.artifacts import ARTIFACT_VERSION, Artifact, LayerDrift, LayerStats
+from contracts.prepared import prepare
 
 MAX_ARTIFACT_BYTES: Final = 256_000_000
 
@@ -46,13 +47,6 @@ class _Peek(Struct, frozen=True):
     job_key: str
     checkpoint_path: str | None = None
     base_checkpoint: str | None = None
-
-
-_BUILT: Final = tuple(msgspec.json.Decoder(kind) for kind in (_Peek, LayerStats, LayerDrift))
-"""msgspec builds what it knows of a type at its first use, and two threads that do so at once crash the process (0.22).
-
-So it is built while the module is imported.
-"""
 
 
 # Writing.
@@ -314,3 +308,6 @@ def _decode(path: Path, raw: bytes, kind: type[ArtifactType]) -> ArtifactType:
 def _invalid(path: Path, error: Exception) -> ArtifactInvalid:
     msg = f"artifact {str(path)!r} is not one: {error}; move it away and request the analysis again with force"
     return ArtifactInvalid(msg)
+
+
+prepare(__name__)

@@ -21,6 +21,7 @@ from msgspec import Struct
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.artifacts.store import unwritable, write_whole
 from archaeologist.files import locked, read_bounded
+from contracts.prepared import prepare
 
 NOTICE: Final = ".thinned.json"
 MAX_NOTICE_BYTES: Final = 16 * 1024 * 1024
@@ -139,3 +140,6 @@ def _in_order(found: Sequence[Found]) -> list[Found]:
 
 def _place(folder: CampaignFolder) -> Path:
     return folder.sketch(0).parent
+
+
+prepare(__name__)

@@ -72,7 +72,7 @@ class _Config(Struct, frozen=True, kw_only=True):
 
 
 _config: Final = msgspec.json.Decoder(_Config)
-"""Built here: two threads that do so at once, at its first use, crash the process (msgspec 0.22)."""
+"""Built while this is imported, as ``contracts.prepared`` says."""
 
 
 class LowRank(Struct, frozen=True, kw_only=True):

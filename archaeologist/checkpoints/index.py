@@ -374,7 +374,7 @@ class _Config(Struct, frozen=True):
 
 
 _config: Final = msgspec.json.Decoder(_Config)
-"""Built here: two threads that do so at once, at its first use, crash the process (msgspec 0.22)."""
+"""Built while this is imported, as ``contracts.prepared`` says."""
 
 
 def _read_config(folder: Path, roots: Sequence[Path]) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ class _TrainerState(Struct, frozen=True):
 
 
 _state: Final = msgspec.json.Decoder(_TrainerState)
-"""Built here: two threads that do so at once, at its first use, crash the process (msgspec 0.22)."""
+"""Built while this is imported, as ``contracts.prepared`` says."""
 
 
 def is_numbered(name: str) -> bool:

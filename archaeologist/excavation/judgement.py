@@ -20,6 +20,7 @@ from archaeologist.errors import ArchiveUnavailable
 from archaeologist.statistics import collapse
 from archaeologist.statistics.collapse import Broken, Reading
 from contracts.artifacts import ARTIFACT_VERSION, Alert, LayerStats, OutputStats
+from contracts.prepared import prepare
 
 NEWEST: Final = 50
 """Earlier checkpoints that are looked at: reading them must not take longer than a second."""
@@ -230,3 +231,6 @@ def _broken_blocks(counts: Mapping[str, int], *, family: str, part: str) -> Iter
     broken = {name: count for name, count in counts.items() if count}
     if broken:
         yield Broken(family=family, part=part, count=sum(broken.values()), block=next(iter(broken)), blocks=len(broken))
+
+
+prepare(__name__)

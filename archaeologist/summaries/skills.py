@@ -25,7 +25,7 @@ MAX_BYTES: Final = 64_000_000
 LOCK: Final = ".skills.lock"
 
 _history: Final = msgspec.json.Decoder(SkillHistory)
-"""Built here: two threads that do so at once, at its first use, crash the process (msgspec 0.22)."""
+"""Built while this is imported, as ``contracts.prepared`` says."""
 
 
 def read_history(folder: CampaignFolder) -> SkillHistory:

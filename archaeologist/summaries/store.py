@@ -83,7 +83,7 @@ class Store(Struct, frozen=True, kw_only=True):
 
 
 _store: Final = msgspec.msgpack.Decoder(Store)
-"""Built here: two threads that do so at once, at its first use, crash the process (msgspec 0.22)."""
+"""Built while this is imported, as ``contracts.prepared`` says."""
 
 
 def load(folder: Path, *, has_numbers: bool = True) -> Store:

@@ -20,6 +20,7 @@ from archaeologist.artifacts.store import put_in_place, write_whole
 from archaeologist.errors import ArtifactInvalid, ArtifactUnwritable, WatcherRunning
 from archaeologist.files import read_bounded
 from contracts.messages import CheckpointSaved
+from contracts.prepared import prepare
 
 MAX_KNOWN: Final = 10_000
 """Of checkpoints that are gone, the oldest are forgotten beyond this."""
@@ -118,3 +119,6 @@ class LedgerFile:
         temporary = self.path.with_suffix(".tmp")
         write_whole(temporary, msgspec.json.encode(ledger))
         put_in_place(temporary, self.path, superseded_folder=None)
+
+
+prepare(__name__)

@@ -29,6 +29,7 @@ from archaeologist.files import read_bounded
 from archaeologist.trainers.announcement import announcement, last_metrics, now_text
 from archaeologist.watcher.ledger import Ledger
 from contracts.messages import CheckpointSaved, RequestId, encode
+from contracts.prepared import prepare
 from contracts.ulid import ulid_from
 
 log = structlog.get_logger(__name__)
@@ -189,3 +190,6 @@ def _number_in(name: str) -> int | None:
         return int(match[1])
     numbers = _NUMBER.findall(name)
     return int(numbers[-1]) if numbers else None
+
+
+prepare(__name__)

@@ -23,6 +23,7 @@ from archaeologist.web import listings
 from archaeologist.web.documents import Shelf
 from contracts.artifacts import ARTIFACT_VERSION, DriftTimeline, HealthTimeline, SkillImpact, StabilityReport
 from contracts.http import StatsList
+from contracts.prepared import prepare
 
 if TYPE_CHECKING:
     from archaeologist.summaries.submodules import Submodules
@@ -183,3 +184,6 @@ def _decode(path: Path, kind: type[Summary]) -> Summary:
         )
         raise ArtifactInvalid(msg)
     return msgspec.json.decode(raw, type=kind)
+
+
+prepare(__name__)

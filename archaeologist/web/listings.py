@@ -16,6 +16,7 @@ from archaeologist.errors import ArchiveUnavailable, ArtifactInvalid
 from archaeologist.settings import Settings
 from contracts.artifacts import ARTIFACT_VERSION, LeftOut
 from contracts.http import DriftEntry, DriftList, StatsEntry, StatsList
+from contracts.prepared import prepare
 
 PEEKS: Final = 10_000
 """Heads of ``layer_drift`` artifacts kept in memory."""
@@ -163,3 +164,6 @@ def _head(path: Path, _signature: str | None) -> _Head | str:
     if head.version > ARTIFACT_VERSION:
         return f"{path.name} has version {head.version}, at most {ARTIFACT_VERSION} is read; upgrade archaeologist"
     return head
+
+
+prepare(__name__)
