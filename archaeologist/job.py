@@ -70,6 +70,9 @@ def main() -> int:
     except MemoryError as error:
         traceback.print_exc()
         outcome = _failed(MemoryCapped(_SHORT_OF_MEMORY), error)
+    except SystemError as error:
+        traceback.print_exc()
+        outcome = _failed(_interpreter_failed(error), error)
     except OSError as error:
         traceback.print_exc()
         outcome = _failed(InternalError(f"{type(error).__name__}: {error}; see the log of the worker"), error)
@@ -154,6 +157,14 @@ def _run(excavation: Excavation, on_progress: Callable[[Progress], None], starte
         warnings=artifact.warnings,
         steps=found.forward.forward.steps if found.forward and found.forward.forward else (),
     )
+
+
+def _interpreter_failed(error: SystemError) -> ArchaeologistError:
+    """Python ends so where it cannot even say that there is no memory, in the middle of an import for one."""
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS))
+    if any(limit != resource.RLIM_INFINITY for limit in limits):
+        return MemoryCapped(_SHORT_OF_MEMORY)
+    return InternalError(f"SystemError: {error}; this is a defect, please report it")
 
 
 def _failed(error: ArchaeologistError, cause: BaseException) -> Failed:

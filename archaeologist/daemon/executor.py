@@ -259,7 +259,9 @@ class Executor:
         try:
             await self._runner.execute(run)
         finally:
-            del self._runs[run.key]
+            # One that lost its lease while it was frozen may end after the same job was taken here once more.
+            if self._runs.get(run.key) is run:
+                del self._runs[run.key]
             self.changed.set()
 
     async def _reattach(self, record: JobRecord, received: Received) -> None:

@@ -30,6 +30,7 @@ def check(history: History) -> list[Finding]:
         *_requests(history, events),
         *_endings(history, events),
         *_artifacts(history, events),
+        *(Finding("wrong", "a daemon's log", defect) for defect in history.defects),
         *_left_over(history),
         *_pins(history),
         *untrue(history),

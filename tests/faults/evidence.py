@@ -99,6 +99,9 @@ class History:
     gpu_processes: list[int] = field(default_factory=list)
     """Those of them that hold memory of a GPU."""
 
+    defects: list[str] = field(default_factory=list)
+    """What the daemons logged of errors that they did not expect: the event, and the traceback's last line."""
+
     @property
     def events(self) -> list[Plain]:
         """Bodies of the terminal events, in order."""

@@ -5,7 +5,7 @@ Nothing of the daemon is used, so that a defect in its reading cannot hide what 
 
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,6 +52,7 @@ async def read_history(url: str, root: Path, sent: list[Sent]) -> History:
     finally:
         await client.close()
     read_files(history, root)
+    history.defects = sorted({defect for file in root.parent.glob("*.log") for defect in defects_in(file.read_text())})
     history.processes = processes_of(root)
     history.gpu_processes = sorted(set(_gpu_processes()) & set(history.processes))
     return history
@@ -64,6 +65,17 @@ async def unheard(stream: JetStreamContext) -> dict[str, int]:
         info = await stream.consumer_info(name, durable)
         found[durable] = (info.num_pending or 0) + (info.num_ack_pending or 0)
     return found
+
+
+def defects_in(log: str) -> Iterator[str]:
+    """Each error in a daemon's log that came with a traceback: nothing that is expected is logged so."""
+    for line in log.splitlines():
+        try:
+            said = msgspec.json.decode(line)
+        except msgspec.DecodeError:
+            continue  # what a child wrote, or a line that a kill cut off
+        if isinstance(said, dict) and said.get("level") == "error" and "exception" in said:
+            yield f"{said['event']}: {said['exception'].strip().splitlines()[-1]}"
 
 
 def read_files(history: History, root: Path) -> None:

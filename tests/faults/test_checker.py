@@ -459,6 +459,10 @@ def a_defect_that_was_told_as_a_failure(history: History) -> None:
     history.sent[place] = dataclasses.replace(history.sent[place], endings=frozenset({"internal_error"}))
 
 
+def an_error_that_no_daemon_expects(history: History) -> None:
+    history.defects.append("a delivery failed: KeyError: 'f'")
+
+
 def a_temporary_file(history: History) -> None:
     history.strays.append("/r/.a.1.tmp")
 
@@ -510,6 +514,7 @@ def memory_of_a_gpu(history: History) -> None:
         (an_artifact_of_nobody, "wrong", f"{ANALYSIS}/layer_stats/9.json"),
         (an_unexplained_failure, "wrong", "request r-f"),
         (a_defect_that_was_told_as_a_failure, "wrong", "request r-f"),
+        (an_error_that_no_daemon_expects, "wrong", "a daemon's log"),
         (a_temporary_file, "left_over", "/r/.a.1.tmp"),
         (a_pin_too_many, "left_over", f"{CAMPAIGN}/.pins/1-f1"),
         (a_message_on_the_queue, "left_over", "archaeologist.jobs.layer_stats.low.a"),

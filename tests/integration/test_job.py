@@ -408,6 +408,23 @@ def test_a_line_that_is_no_excavation_is_refused_with_a_code(start: Callable[[],
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize(("limit", "expected"), [(4 << 30, "memory_capped"), (-1, "internal_error")])
+def test_an_interpreter_that_fails_lacks_memory_where_that_is_limited(limit: int, expected: str) -> None:
+    # What Python does in an import that gets no memory cannot be brought about at will.
+    program = (
+        "import resource, sys; from archaeologist import job\n"
+        f"resource.setrlimit(resource.RLIMIT_DATA, ({limit}, {limit}))\n"
+        "def fail(): raise SystemError('error return without exception set')\n"
+        "job._read_excavation = fail\n"
+        "sys.exit(job.main())"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "--lines-fd", "1"], stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    assert ended.returncode == 1
+    assert msgspec.json.decode(ended.stdout)["error"]["code"] == expected
+
+
 def test_a_child_leaves_when_its_parent_is_gone(tmp_path: Path, start: Callable[[], Child]) -> None:
     qwen3(1, torch.bfloat16).save_pretrained(tmp_path / "1")
     child = start()
