@@ -13,6 +13,7 @@ import json
 import os
 import random
 import resource
+import select
 import shutil
 import signal
 import sys
@@ -42,6 +43,7 @@ def main() -> None:
     if fate in REAL:
         _be_real(bytes(line), excavation, fate)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _leave_orphaned()
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     _meet(fate, descriptor, excavation)
     _say(descriptor, _succeeded(excavation, pause_seconds=0.2 if fate == "slow" else 0.0))
@@ -151,6 +153,14 @@ def _write(path: Path, content: bytes, *, pause_seconds: float = 0.0) -> None:
 def _say(descriptor: int, line: Plain) -> None:
     with contextlib.suppress(BrokenPipeError):
         os.write(descriptor, json.dumps(line).encode() + b"\n")
+
+
+def _leave_orphaned() -> None:
+    """A parent that died before the kernel was asked to tell of it: who freezes now would stay for ever."""
+    watch = select.poll()
+    watch.register(0, select.POLLHUP)
+    if watch.poll(0):
+        os._exit(75)
 
 
 def _leave_with_parent() -> None:

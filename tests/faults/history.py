@@ -98,14 +98,18 @@ def read_files(history: History, root: Path) -> None:
 
 
 def processes_of(root: Path) -> dict[int, str]:
-    """The daemons of a root and everything that they started: known by the variable that they inherit."""
-    mark = f"ARCHAEOLOGIST_ROOT={root}\0".encode()
+    """The daemons of a root and everything that they started: known by a variable that names it or leads into it.
+
+    Jobs get no settings; what they all have is the kernels' cache in the root.
+    """
+    marks = (f"={root}\0".encode(), f"={root}/".encode())
     found = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
         try:
-            if mark in (folder / "environ").read_bytes() + b"\0" and _is_alive(folder):
+            environment = (folder / "environ").read_bytes() + b"\0"
+            if any(mark in environment for mark in marks) and _is_alive(folder):
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
                 found[int(folder.name)] = command.decode(errors="replace").strip()
         except OSError:

@@ -17,6 +17,8 @@ import pytest
 from msgspec.structs import replace
 
 from archaeologist.daemon import announcements
+from archaeologist.daemon.child import child_environment
+from archaeologist.settings import Settings
 from contracts.artifacts import DriftTimeline, HealthAlert, HealthTimeline, LayerStats, SkillHistory, SkillScore
 from contracts.messages import EventError, Job, JobKey, RequestId, Side, encode
 from contracts.records import JobRecord, JobState
@@ -589,12 +591,25 @@ def test_files_are_found_where_they_lie(tmp_path: Path) -> None:
     assert history.pins == {CAMPAIGN: ["1-f"]}
 
 
-async def test_a_process_of_the_run_is_found_by_what_it_inherited(tmp_path: Path) -> None:
-    environment = {**os.environ, "ARCHAEOLOGIST_ROOT": str(tmp_path)}
+def of_a_daemon(root: Path) -> dict[str, str]:
+    """What a campaign's daemon has in its environment."""
+    return {**os.environ, "ARCHAEOLOGIST_ROOT": str(root)}
+
+
+def of_a_job(root: Path) -> dict[str, str]:
+    """What a daemon gives to a job's process."""
+    return child_environment(of_a_daemon(root), cache=Settings(root=str(root)).state_path / "cache" / "numba")
+
+
+@pytest.mark.parametrize("environment", [of_a_daemon, of_a_job])
+async def test_a_process_of_the_run_is_found_by_what_it_inherited(
+    tmp_path: Path, environment: Callable[[Path], dict[str, str]]
+) -> None:
+    root = tmp_path / "root"
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "input()", env=environment, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+        sys.executable, "-c", "input()", env=environment(root), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
-    await until(lambda: process.pid in processes_of(tmp_path))
-    assert processes_of(tmp_path.parent) == {}
+    await until(lambda: process.pid in processes_of(root))
+    assert processes_of(tmp_path / "roo") == {}
     await process.communicate(b"\n")
-    assert processes_of(tmp_path) == {}
+    assert processes_of(root) == {}
