@@ -109,6 +109,10 @@ METRICS: Final[dict[str, Metric]] = {
 }
 
 
+ROUNDING: Final = "below the resolution: rounding"
+"""What is said of a value that ``below`` finds."""
+
+
 class Submodules(Protocol):
     """The drift of each submodule, as arrays."""
 
@@ -209,7 +213,7 @@ def _of_blocks(which: Metric, timeline: DriftTimeline, health: HealthTimeline, s
     placed, layers = (of_drift, timeline.layers) if which.summary == "drift" else (of_health, health.layers)
     values = _stacked([placed(getattr(layers.get(name), which.field, ())) for name in names], len(steps))
     flags = [of_drift(layer.below_resolution if (layer := timeline.layers.get(name)) else ()) for name in names]
-    return _Rows(names, names, values, _below(which, values, _stacked(flags, len(steps))))
+    return _Rows(names, names, values, below(which, values, _stacked(flags, len(steps))))
 
 
 def _of_submodules(which: Metric, found: Submodules, steps: tuple[int, ...], *, order: tuple[str, ...]) -> _Rows:
@@ -226,11 +230,12 @@ def _of_submodules(which: Metric, found: Submodules, steps: tuple[int, ...], *, 
     values[~np.isfinite(values)] = np.nan
     names = tuple(found.blocks)
     return _Rows(
-        tuple(names[row] for row in rows), tuple(blocks[row] for row in rows), values, _below(which, values, flags)
+        tuple(names[row] for row in rows), tuple(blocks[row] for row in rows), values, below(which, values, flags)
     )
 
 
-def _below(which: Metric, values: Floats, flags: Floats) -> Bools:
+def below(which: Metric, values: Floats, flags: Floats) -> Bools:
+    """Which of the values are below the resolution of the stored dtype, where that shows in the metric."""
     # What did not change at all is exact: nothing there was rounded.
     return (flags == 1) & (values != 0) if which.has_resolution else np.zeros(values.shape, np.bool_)
 

@@ -4,11 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
 import plotly.graph_objects as go
 from msgspec import Struct
 from plotly.subplots import make_subplots
 
-from archaeologist.figures.grid import METRICS, Floats, Submodules
+from archaeologist.figures.grid import METRICS, ROUNDING, Floats, Submodules, below
 from archaeologist.figures.labels import plain
 from archaeologist.figures.themes import NEUTRAL
 from contracts.artifacts import DriftTimeline, HealthTimeline, LayerHealthTimeline, LayerTimeline
@@ -23,6 +24,7 @@ MARKED_UP_TO: Final = 200
 """Checkpoints of which each has a mark on the line."""
 MOST_PARTS: Final = 8
 """Lines that can still be told apart; those that moved farthest."""
+HOLLOW: Final = "circle-open"
 
 
 class Parts(Struct, frozen=True, kw_only=True):
@@ -33,6 +35,8 @@ class Parts(Struct, frozen=True, kw_only=True):
     steps: tuple[int, ...] = ()
     values: Mapping[str, tuple[float | None, ...]] = {}
     """By the tensor's name within the block; aligned with ``steps``."""
+    below: Mapping[str, tuple[bool, ...]] = {}
+    """Likewise whether each is below the resolution of the stored dtype."""
 
 
 def parts_of(block: str, submodules: Submodules, metric: str = "relative_l2") -> Parts:
@@ -44,12 +48,14 @@ def parts_of(block: str, submodules: Submodules, metric: str = "relative_l2") ->
         metric: One of ``METRICS`` that has submodules.
     """
     values = submodules.column(METRICS[metric].field)
+    flags = below(METRICS[metric], values, submodules.column("below_resolution"))
     rows = [row for row, owner in enumerate(submodules.blocks.values()) if owner == block]
     names = list(submodules.blocks)
     return Parts(
         metric=metric,
         steps=submodules.steps,
         values={names[row].removeprefix(f"{block}."): _numbers(values[row]) for row in rows},
+        below={names[row].removeprefix(f"{block}."): tuple(flags[row].tolist()) for row in rows},
     )
 
 
@@ -118,15 +124,36 @@ def _drift(layer: LayerTimeline | None, timeline: DriftTimeline, parts: Parts) -
     of_block = getattr(layer, METRICS[parts.metric].field, ())
     if all(value is None for value in of_block):
         return []
-    whole = _line("whole block", timeline.checkpoints, of_block, width=3)
+    flags = layer.below_resolution if layer else ()
+    is_rounding: list[bool] = []
+    if len(flags) == len(of_block):
+        is_rounding = below(METRICS[parts.metric], _array(of_block), _array(flags)).tolist()
+    whole = _line("whole block", timeline.checkpoints, of_block, width=3, rounded=is_rounding)
+    explained = [_explanation()] if any(map(any, (is_rounding, *parts.below.values()))) else []
     if len(parts.values) <= 1:  # the block itself
-        return [whole]
+        return [whole, *explained]
     farthest = sorted(parts.values, key=lambda name: -max((value or 0 for value in parts.values[name]), default=0))
     lines = [
-        _line(plain(name.removesuffix(".weight")), parts.steps, parts.values[name], dash=DASHES[place % len(DASHES)])
+        _line(
+            plain(name.removesuffix(".weight")),
+            parts.steps,
+            parts.values[name],
+            dash=DASHES[place % len(DASHES)],
+            rounded=parts.below.get(name, ()),
+        )
         for place, name in enumerate(farthest[:MOST_PARTS], start=1)
     ]
-    return [whole, *lines]
+    return [whole, *lines, *explained]
+
+
+def _array(values: Sequence[float | None]) -> Floats:
+    return np.array([np.nan if value is None else value for value in values], np.float64)
+
+
+def _explanation() -> go.Scatter:
+    """What a hollow mark is, in the legend."""
+    marker = {"size": 7, "symbol": HOLLOW, "color": NEUTRAL}
+    return go.Scatter(x=[None], y=[None], name=ROUNDING, mode="markers", marker=marker, hoverinfo="skip")
 
 
 def _norm(state: LayerHealthTimeline | None, health: HealthTimeline) -> list[go.Scatter]:
@@ -163,14 +190,19 @@ def _line(
     dash: str = "solid",
     width: float = 1.8,
     is_named: bool = True,
+    rounded: Sequence[bool] = (),
 ) -> go.Scatter:
+    """A line with a mark at each checkpoint, hollow where ``rounded`` says that the value is below the resolution."""
+    hollow = {"symbol": [HOLLOW if one else "circle" for one in rounded]} if any(rounded) else {}
+    said = {"customdata": [f"<br>{ROUNDING}" if one else "" for one in rounded]} if hollow else {}
     return go.Scatter(
         x=list(steps),
         y=list(values),
         name=name,
         mode="lines+markers" if len(steps) <= MARKED_UP_TO else "lines",
         line={"dash": dash, "width": width},
-        marker={"size": 5},
+        marker={"size": 5, **hollow},
         showlegend=is_named,
-        hovertemplate="step %{x}<br>%{y:.4g}<extra>%{fullData.name}</extra>",
+        hovertemplate=f"step %{{x}}<br>%{{y:.4g}}{'%{customdata}' if said else ''}<extra>%{{fullData.name}}</extra>",
+        **said,
     )

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 
-from archaeologist.figures.grid import METRICS, MOST_COLUMNS, Column, Floats, Grid, Metric, Submodules, grid
+from archaeologist.figures.grid import METRICS, MOST_COLUMNS, ROUNDING, Column, Floats, Grid, Metric, Submodules, grid
 from archaeologist.figures.labels import plain, short
 from archaeologist.figures.themes import DARK, NEUTRAL
 from contracts.artifacts import DriftTimeline, HealthAlert, HealthTimeline
@@ -144,10 +144,7 @@ def _details(found: Grid) -> list[list[str]]:
         for reference in found.references or (None,) * len(found.columns)
     ]
     return [
-        [
-            said + ("<br>below the resolution: rounding" if is_below else "")
-            for said, is_below in zip(against, row, strict=True)
-        ]
+        [said + (f"<br>{ROUNDING}" if is_below else "") for said, is_below in zip(against, row, strict=True)]
         for row in found.below
     ]
 

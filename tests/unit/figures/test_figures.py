@@ -67,6 +67,25 @@ def test_a_block_s_drift_is_drawn_by_the_parts_metric() -> None:
     assert [trace.name for trace in figure.data[1:3]] == ["mlp.down", "mlp.up"], "the one that moved farthest first"
 
 
+def test_points_below_the_resolution_are_hollow_and_explained() -> None:
+    timeline = drift_timeline()
+    layer = replace(timeline.layers["lm_head"], below_resolution=(True, False))
+    timeline = replace(timeline, layers={"lm_head": layer})
+    parts = Parts(
+        steps=STEPS[1:],
+        values={"a.weight": (0.1, 0.2), "b.weight": (0.3, 0.4)},
+        below={"a.weight": (False, True), "b.weight": (False, False)},
+    )
+    whole, b, a, explained = detail("lm_head", timeline, health_timeline(), parts).data[:4]
+    assert list(whole.marker.symbol) == ["circle-open", "circle"]
+    assert [bool(said) for said in whole.customdata] == [True, False]
+    assert list(a.marker.symbol) == ["circle", "circle-open"]
+    assert b.marker.symbol is None
+    assert explained.name == "below the resolution: rounding"
+    shares = detail("lm_head", timeline, health_timeline(), Parts(metric="changed_fraction")).data
+    assert "below the resolution: rounding" not in [trace.name for trace in shares], "a share is exact"
+
+
 def test_a_long_line_has_no_marks() -> None:
     steps = tuple(range(1000))
     figure = detail("lm_head", drift_timeline(steps=steps), health_timeline(steps=steps))
