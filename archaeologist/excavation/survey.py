@@ -170,8 +170,7 @@ def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgr
         # Its threads go ahead while torch is imported and the model built, and read the files: it ends before these.
         files.callback(walk.close)
         walk.start()
-        with uncollected():
-            probing, reason = _probing(excavation, probes, opened, opened_reference, files, way=way)
+        probing, reason = _probing(excavation, probes, opened, opened_reference, files, way=way)
         built = time.perf_counter()
         # Closed here whoever ends it: a sketch is removed after an error.
         sketched = files.enter_context(contextlib.closing(_sketched(walk.blocks(), plan, excavation)))
@@ -233,7 +232,8 @@ def _probing(
     if not isinstance(probes, ProbeSet):
         return None, probes
     try:
-        from archaeologist.excavation.forward.probing import Checkpoint, Probing  # noqa: PLC0415 - imports torch
+        with uncollected():  # and not the models: where a GPU gives up they are
+            from archaeologist.excavation.forward.probing import Checkpoint, Probing  # noqa: PLC0415 - imports torch
 
         def runs(opened: Opened) -> Checkpoint:
             made, tokenizer = runnable(opened), _tokenizer_folder(opened)
