@@ -91,6 +91,15 @@ class Box:
                 await self.daemon.signal(signal.SIGCONT)
                 await self.daemon.stop()
 
+    async def freeze(self) -> int:
+        """SIGSTOP to the daemon, to a new one where another fault has just ended it; its number."""
+        async with self._lock:
+            if not self.daemon.is_running:
+                await self.daemon.start()
+                self._is_wanted = True
+            await self.daemon.signal(signal.SIGSTOP)
+            return self.daemon.pid
+
     async def refuse(self, seconds: float) -> None:
         """Lets no connection through for a while."""
         async with self._lock:
@@ -183,8 +192,7 @@ class Stage:
 
     async def _freeze_daemon(self) -> None:
         box = self._box()
-        pid = box.daemon.pid
-        os.kill(pid, signal.SIGSTOP)
+        pid = await box.freeze()
         await asyncio.sleep(self.lease_seconds + self._seconds(0.5, 8.0))
         if box.daemon.is_running and box.daemon.pid == pid:  # nobody killed it meanwhile
             os.kill(pid, signal.SIGCONT)
