@@ -152,7 +152,7 @@ def _array(values: Sequence[float | None]) -> Floats:
 
 def _explanation() -> go.Scatter:
     """What a hollow mark is, in the legend."""
-    marker = {"size": 7, "symbol": HOLLOW, "color": NEUTRAL}
+    marker = {"size": 9, "symbol": HOLLOW, "color": NEUTRAL}
     return go.Scatter(x=[None], y=[None], name=ROUNDING, mode="markers", marker=marker, hoverinfo="skip")
 
 
@@ -193,7 +193,11 @@ def _line(
     rounded: Sequence[bool] = (),
 ) -> go.Scatter:
     """A line with a mark at each checkpoint, hollow where ``rounded`` says that the value is below the resolution."""
-    hollow = {"symbol": [HOLLOW if one else "circle" for one in rounded]} if any(rounded) else {}
+    hollow = (
+        {"symbol": [HOLLOW if one else "circle" for one in rounded], "size": [9 if one else 5 for one in rounded]}
+        if any(rounded)
+        else {}
+    )
     said = {"customdata": [f"<br>{ROUNDING}" if one else "" for one in rounded]} if hollow else {}
     return go.Scatter(
         x=list(steps),
