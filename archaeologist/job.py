@@ -9,6 +9,7 @@ ends it at once: the temporary files it leaves are its caller's to remove.
 import argparse
 import contextlib
 import ctypes
+import errno
 import os
 import platform
 import resource
@@ -17,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +37,8 @@ OOM_SCORE: Final = 500
 """When memory runs out the kernel takes this process before the daemon."""
 PROGRESS_SECONDS: Final = 0.25
 _SHORT_OF_MEMORY: Final = "the job got no more memory; raise worker.memory_mb, lower worker.threads, or free some"
+_SHORTAGES: Final = ("failed to map segment", "cannot allocate memory", "can't start new thread")
+"""In errors that are known by their text alone."""
 _IOPRIO_SET: Final = {"x86_64": 251, "aarch64": 30}
 """Number of the system call ioprio_set(2), which has no function in the C library."""
 _THIS_THREAD: Final = 1
@@ -67,18 +70,9 @@ def main() -> int:
         outcome: Succeeded | Failed = _run(excavation, lines.progress, started)
     except ArchaeologistError as error:
         outcome = _failed(error, error)
-    except MemoryError as error:
-        traceback.print_exc()
-        outcome = _failed(MemoryCapped(_SHORT_OF_MEMORY), error)
-    except SystemError as error:
-        traceback.print_exc()
-        outcome = _failed(_interpreter_failed(error), error)
-    except OSError as error:
-        traceback.print_exc()
-        outcome = _failed(InternalError(f"{type(error).__name__}: {error}; see the log of the worker"), error)
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent must be told
         traceback.print_exc()
-        outcome = _failed(InternalError(f"{type(error).__name__}: {error}; this is a defect, please report it"), error)
+        outcome = _failed(_unexpected(error), error)
     lines.write(outcome)
     if isinstance(outcome, Succeeded):
         return 0
@@ -159,12 +153,30 @@ def _run(excavation: Excavation, on_progress: Callable[[Progress], None], starte
     )
 
 
-def _interpreter_failed(error: SystemError) -> ArchaeologistError:
-    """Python ends so where it cannot even say that there is no memory, in the middle of an import for one."""
-    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS))
-    if any(limit != resource.RLIM_INFINITY for limit in limits):
+def _unexpected(error: Exception) -> ArchaeologistError:
+    """The coded error of one that nothing here raises."""
+    if any(_is_shortage(one) for one in _chain(error)):
         return MemoryCapped(_SHORT_OF_MEMORY)
-    return InternalError(f"SystemError: {error}; this is a defect, please report it")
+    what = "see the log of the worker" if isinstance(error, OSError) else "this is a defect, please report it"
+    return InternalError(f"{type(error).__name__}: {error}; {what}")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_shortage(error: BaseException) -> bool:
+    """Whether memory was short: what Python, the loader of libraries and libraries that wrap its errors say then."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    if isinstance(error, SystemError):
+        # Python ends so where it cannot even say that there is no memory, in the middle of an import for one.
+        limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS))
+        return any(limit != resource.RLIM_INFINITY for limit in limits)
+    return any(words in str(error).lower() for words in _SHORTAGES)
 
 
 def _failed(error: ArchaeologistError, cause: BaseException) -> Failed:

@@ -27,12 +27,17 @@ from archaeologist.checkpoints.pickles import (
     class_named,
     constant,
     load,
+    member_of,
 )
 from archaeologist.checkpoints.torch_file import DTYPES
 from archaeologist.errors import IndexInvalid, PickleRefused
 from archaeologist.files import read_bounded
 
 _MODULE: Final = "torch.distributed.checkpoint"
+_MEMORY_FORMATS: Final = (
+    f"{_MODULE}.metadata._MEM_FORMAT_ENCODING",
+    "torch.distributed._shard.sharded_tensor.metadata.MEM_FORMAT_ENCODING",
+)
 _NAMES: Final[dict[str, Make]] = {
     **{
         f"{_MODULE}.metadata.{name}": class_named(name)
@@ -49,8 +54,8 @@ _NAMES: Final[dict[str, Make]] = {
     f"{_MODULE}.filesystem._StorageInfo": class_named("_StorageInfo"),
     # Before torch 2.3 these were another package's.
     "torch.distributed._shard.sharded_tensor.metadata.TensorProperties": class_named("TensorProperties"),
-    "torch.distributed._shard.sharded_tensor.metadata.MEM_FORMAT_ENCODING": class_named("MEM_FORMAT_ENCODING"),
-    f"{_MODULE}.metadata._MEM_FORMAT_ENCODING": class_named("MEM_FORMAT_ENCODING"),
+    **dict.fromkeys(_MEMORY_FORMATS, class_named("MEM_FORMAT_ENCODING")),
+    "builtins.getattr": member_of(*_MEMORY_FORMATS),
     "collections.OrderedDict": lambda *_: Items(),
     "torch.Size": lambda sizes=(), *_: sizes,
     "pathlib.Path": class_named("Path"),

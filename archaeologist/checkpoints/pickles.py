@@ -75,6 +75,18 @@ def constant(value: object) -> Make:
     return _Constant(value)
 
 
+def member_of(*owners: str) -> Make:
+    """``getattr``, of listed classes alone: so some Pythons, 3.11.2 for one, write members of enumerations."""
+
+    def make(owner: object, name: object) -> Made:
+        if not isinstance(owner, _Name) or owner.name not in owners or not isinstance(name, str):
+            msg = f"its pickle takes {shown(name)} of {shown(owner)}"
+            raise PickleRefusedError(msg)
+        return Made(name, ())
+
+    return make
+
+
 class _Constant:
     def __init__(self, value: object) -> None:
         self.value = value

@@ -408,13 +408,27 @@ def test_a_line_that_is_no_excavation_is_refused_with_a_code(start: Callable[[],
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize(("limit", "expected"), [(4 << 30, "memory_capped"), (-1, "internal_error")])
-def test_an_interpreter_that_fails_lacks_memory_where_that_is_limited(limit: int, expected: str) -> None:
-    # What Python does in an import that gets no memory cannot be brought about at will.
+SHORT = "ImportError('mtrand.so: failed to map segment from shared object')"
+
+
+@pytest.mark.parametrize(
+    ("limit", "raised", "expected"),
+    [
+        (4 << 30, "SystemError('error return without exception set')", "memory_capped"),
+        (-1, "SystemError('error return without exception set')", "internal_error"),
+        (-1, "OSError(12, 'Cannot allocate memory')", "memory_capped"),
+        (-1, "OSError(5, 'Input/output error')", "internal_error"),
+        (-1, f"ImportError('Numba could not be imported') from {SHORT}", "memory_capped"),
+        (-1, 'RuntimeError("can\'t start new thread")', "memory_capped"),
+        (-1, "ValueError('a defect')", "internal_error"),
+    ],
+)
+def test_what_is_raised_for_want_of_memory_has_that_code(limit: int, raised: str, expected: str) -> None:
+    # When an import gets no memory cannot be brought about at will.
     program = (
         "import resource, sys; from archaeologist import job\n"
         f"resource.setrlimit(resource.RLIMIT_DATA, ({limit}, {limit}))\n"
-        "def fail(): raise SystemError('error return without exception set')\n"
+        f"def fail(): raise {raised}\n"
         "job._read_excavation = fail\n"
         "sys.exit(job.main())"
     )

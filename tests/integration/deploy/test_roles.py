@@ -347,9 +347,14 @@ async def test_a_trainer_cannot_have_the_server_answer_into_a_stream(guarded: Gu
     ):
         for place in (*EVERYTHING, *subjects.CHECKPOINTS_SUBJECTS):
             await trainer.client.publish(subjects.CHECKPOINT_SAVED, b"{}", reply=place)
-        # What comes last is answered, so everything before it was.
+        # What comes last is answered, so everything before it was, and is in the stream soon.
         await trainer.jetstream.publish(subjects.SKILL_EVALUATED, b"{}")
         sent = len(EVERYTHING) + len(subjects.CHECKPOINTS_SUBJECTS) + 1
+
+        async def are_there() -> bool:
+            return (await stored(admin))[subjects.CHECKPOINTS] >= sent
+
+        await until_asked(are_there)
         assert await stored(admin) == {**dict.fromkeys(STREAMS, 0), subjects.CHECKPOINTS: sent}
 
 

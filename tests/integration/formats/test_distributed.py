@@ -1,6 +1,7 @@
 """Checkpoints of torch.distributed.checkpoint, saved by one process and by two, against the tensors that were saved."""
 
 import os
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint import metadata
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from archaeologist.checkpoints.index import CheckpointIndex, read_index
@@ -135,6 +137,33 @@ def test_metadata_that_runs_something_is_refused_and_runs_nothing(tmp_path: Path
     with pytest.raises(PickleRefused, match="nothing of it was run"):
         read_index(folder)
     assert not (tmp_path / "canary").exists()
+
+
+def test_members_of_enumerations_are_read_as_any_python_writes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As Python 3.11.2 does.
+    monkeypatch.setattr(
+        metadata._MEM_FORMAT_ENCODING,
+        "__reduce_ex__",
+        lambda self, _: (getattr, (type(self), self.name)),
+    )
+    tensors = {"layers.0.w": torch.arange(6.0).reshape(2, 3)}
+    save(tensors, checkpoint_id=str(tmp_path / "c"), no_dist=True)
+    assert b"getattr" in (tmp_path / "c" / ".metadata").read_bytes()
+    assert values(read_index(tmp_path / "c"))["layers.0.w"].equal(tensors["layers.0.w"])
+
+
+@pytest.mark.parametrize("taken", [(pathlib.Path, "cwd"), ("text", "__class__")])
+def test_getattr_takes_nothing_but_members_of_enumerations(tmp_path: Path, taken: tuple[object, str]) -> None:
+    class Taking:
+        def __reduce__(self) -> Any:
+            return getattr, taken
+
+    save({"w": torch.zeros(2)}, checkpoint_id=str(tmp_path / "c"), no_dist=True)
+    (tmp_path / "c" / ".metadata").write_bytes(pickle.dumps(Taking()))
+    with pytest.raises(PickleRefused, match="nothing of it was run"):
+        read_index(tmp_path / "c")
 
 
 def test_a_part_that_runs_something_is_refused_and_runs_nothing(tmp_path: Path) -> None:
