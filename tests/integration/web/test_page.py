@@ -19,6 +19,7 @@ from contracts.artifacts import Alert, SkillHistory, SkillScore
 from tests.fixtures.browsers import Tab, browsing, opened
 from tests.fixtures.histories import artifact, place_whole, put, with_activations
 from tests.fixtures.servers import free_port
+from tests.fixtures.waiting import until_asked
 from tests.fixtures.web import served
 from tests.integration.daemon.house import CAMPAIGN, HERO, House, with_quick_children
 from tests.integration.web.conftest import until_ready
@@ -90,6 +91,11 @@ async def shown(tab: Tab) -> None:
         await expect(tab.page.locator(f"#figure-{name}[data-drawn]")).to_be_attached()
 
 
+async def drawn_as(tab: Tab, what: str) -> None:
+    """Waits until the strata have these values; the page lets no text be run, so it is asked from here."""
+    await until_asked(lambda: tab.page.evaluate(VALUES + what))
+
+
 async def test_a_campaign_is_read_without_a_bus(tmp_path: Path, browser: Browser) -> None:
     folder = CampaignFolder.of(tmp_path / "root", HERO, CAMPAIGN)
     fill(folder)
@@ -128,26 +134,23 @@ async def the_strata_are_right(tab: Tab, timeline: dict[str, Any]) -> None:
         assert row[1:] == pytest.approx(numbers, rel=1e-6)
     await tab.page.locator("#metric").select_option("changed_fraction")
     await expect(tab.page.locator("#definition")).to_have_text("share of values whose bits differ")
-    await shown(tab)
-    assert (await tab.page.evaluate(VALUES))[0][1] == 1
+    await drawn_as(tab, "[0][1] === 1")
     await tab.page.locator("#metric").select_option("relative_l2")
     await expect(tab.page.locator("#definition")).to_contain_text("reference's norm")
-    await shown(tab)
-    assert (await tab.page.evaluate(VALUES))[0][1] != 1
+    await drawn_as(tab, "[0][1] !== 1")
 
 
 async def rows_are_submodules_where_they_are_asked_for(tab: Tab) -> None:
     await tab.page.locator("#rows").select_option("submodule")
     await expect(tab.page.locator("#figure-strata .subplot.xy .yaxislayer-above")).to_contain_text("layers.1.attn")
-    assert len(await tab.page.evaluate(VALUES)) == LAYERS + 3
+    await drawn_as(tab, f".length === {LAYERS + 3}")
     await tab.page.mouse.click(*await tab.page.evaluate(PLACE, [2, STEPS.index(600)]))
     await expect(tab.page.locator("#cell-title")).to_have_text("At step 600")
     await expect(tab.page.locator("#block")).to_have_value("model.layers.1")
     await expect(tab.page.locator("#figure-layer .legend")).to_contain_text("attn")
     await tab.page.locator("#metric").select_option("activation_std")
     await expect(tab.page.locator("#rows")).to_be_disabled()
-    await shown(tab)
-    assert len(await tab.page.evaluate(VALUES)) == LAYERS + 2
+    await drawn_as(tab, f".length === {LAYERS + 2}")
     await tab.page.locator("#metric").select_option("relative_l2")
     await tab.page.locator("#rows").select_option("block")
     await expect(tab.page.locator("#figure-strata .subplot.xy .yaxislayer-above")).not_to_contain_text("layers.1.attn")
