@@ -87,10 +87,6 @@ class _Whose(Struct, frozen=True):
     job_key: str
 
 
-_whose: Final = msgspec.json.Decoder(_Whose)
-"""Built here: two threads that do so at once, at its first use, crash the process (msgspec 0.22)."""
-
-
 def warm_root(settings: Settings) -> Path:
     """The WARM root, known to be there.
 
@@ -184,7 +180,7 @@ def _archived(path: Path, status: os.stat_result, *, folder: CampaignFolder, rul
     """One artifact moved; or why it is left out; None where it was replaced meanwhile."""
     try:
         content = _read(path)
-        whose = _whose.decode(content)
+        whose = msgspec.json.decode(content, type=_Whose)
         _check(whose, folder)
     except FileNotFoundError:
         return None

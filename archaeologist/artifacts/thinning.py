@@ -42,10 +42,6 @@ class Thinned(Struct, frozen=True, kw_only=True):
     """In force then."""
 
 
-_notice: Final = msgspec.json.Decoder(Thinned)
-"""Built here: two threads that do so at once, at its first use, crash the process (msgspec 0.22)."""
-
-
 class Found(NamedTuple):
     """A sketch's file."""
 
@@ -120,7 +116,7 @@ def _give_up(folder: CampaignFolder, steps: Iterable[int], *, budget_bytes: int,
 def thinned(folder: CampaignFolder) -> Thinned:
     """The campaign's notice; an empty one where there is none or it cannot be read."""
     try:
-        return _notice.decode(read_bounded(_place(folder) / NOTICE, MAX_NOTICE_BYTES))
+        return msgspec.json.decode(read_bounded(_place(folder) / NOTICE, MAX_NOTICE_BYTES), type=Thinned)
     except (OSError, RuntimeError, msgspec.DecodeError):
         return Thinned()
 

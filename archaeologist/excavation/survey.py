@@ -211,9 +211,10 @@ def _probes(excavation: Excavation, target: Opened) -> ProbeSet | Found | None:
         return None
     options = excavation.activations
     folder = Path(options.probes_folder) if options.probes_folder else None
+    fallback = Path(options.tokenizer_path) if options.tokenizer_path else None
     try:
         probes = load(job.options.probe_dataset or DEFAULT_PROBES, folder=folder)
-        find_tokenizer(_tokenizer_folder(target), fallback=_tokenizer_fallback(excavation))
+        find_tokenizer(_tokenizer_folder(target, runnable(target)), fallback=fallback)
     except ArchaeologistError as error:
         return Found(not_computed={"activations": f"{error.code}: {error}"})
     return probes
@@ -236,7 +237,8 @@ def _probing(
             from archaeologist.excavation.forward.probing import Checkpoint, Probing  # noqa: PLC0415 - imports torch
 
         def runs(opened: Opened) -> Checkpoint:
-            made, tokenizer = runnable(opened), _tokenizer_folder(opened)
+            made = runnable(opened)
+            tokenizer = _tokenizer_folder(opened, made)
             for place in {made.folder, tokenizer}:
                 check_contents(place, roots(excavation))
             return Checkpoint(folder=made.folder, tokenizer=tokenizer, index=made.index, reader=made.reader)
@@ -253,14 +255,9 @@ def _probing(
     return files.enter_context(probing), None
 
 
-def _tokenizer_folder(opened: Opened) -> Path:
+def _tokenizer_folder(opened: Opened, model: Opened) -> Path:
     """An adapter's own tokenizer, else its base's."""
-    return opened.folder if has_tokenizer(opened.folder) else runnable(opened).folder
-
-
-def _tokenizer_fallback(excavation: Excavation) -> Path | None:
-    path = excavation.activations.tokenizer_path
-    return Path(path) if path else None
+    return opened.folder if has_tokenizer(opened.folder) else model.folder
 
 
 def _planned(subjects: Subjects) -> Plan:
