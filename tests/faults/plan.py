@@ -169,31 +169,27 @@ def _announcements(plan: Plan, chance: random.Random) -> Iterator[Request]:
     for campaign in CAMPAIGNS:
         for step in plan.steps:
             fate = "real" if chance.random() < 0.2 else _quick(chance)
-            yield _request(
-                f"saved-{campaign}-{step}",
-                subjects.CHECKPOINT_SAVED,
-                LOST | {"completed"},
-                campaign_id=campaign,
-                checkpoint_path=f"checkpoint-{step}",
-                checkpoint_step=step,
-                skills={"BIN": _score(campaign, step)},
-                fate=fate,
-            )
+            yield _announcement(f"saved-{campaign}-{step}", campaign, step, fate=fate)
+
+
+def _announcement(request_id: str, campaign: str, step: int, **more: Any) -> Request:
+    return _request(
+        request_id,
+        subjects.CHECKPOINT_SAVED,
+        LOST | {"completed"},
+        campaign_id=campaign,
+        checkpoint_path=f"checkpoint-{step}",
+        checkpoint_step=step,
+        skills={"BIN": _score(campaign, step)},
+        **more,
+    )
 
 
 def _announced_again(plan: Plan) -> Iterator[Request]:
     """Some of them once more under another id, as a trainer does that was started again."""
     for campaign in CAMPAIGNS:
         for step in plan.steps[::4]:
-            yield _request(
-                f"resaved-{campaign}-{step}",
-                subjects.CHECKPOINT_SAVED,
-                LOST | {"completed"},
-                campaign_id=campaign,
-                checkpoint_path=f"checkpoint-{step}",
-                checkpoint_step=step,
-                skills={"BIN": _score(campaign, step)},
-            )
+            yield _announcement(f"resaved-{campaign}-{step}", campaign, step)
 
 
 def _evaluations(plan: Plan) -> Iterator[Request]:
