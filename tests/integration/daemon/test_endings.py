@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from archaeologist.bus.log import events
 from archaeologist.daemon.completion import Completion
 from archaeologist.daemon.herald import announce
 from contracts import subjects
-from contracts.records import JobRecord
 from tests.fixtures.programs import Daemon
 from tests.fixtures.waiting import until
 from tests.integration.daemon.dying import MEMORY_SECONDS, forgetful_streams
@@ -123,6 +122,18 @@ async def test_a_daemon_killed_between_the_event_and_its_record_leaves_nothing_t
     assert {job.event_sequence} == places
 
 
+def late(call: Callable[..., Awaitable[Any]], freezes: asyncio.Event, wakes: asyncio.Event) -> Callable[..., Any]:
+    """The same call, whose first caller stands still at it until he is woken."""
+
+    async def called(*arguments: Any, **named: Any) -> Any:
+        if not freezes.is_set():
+            freezes.set()
+            await wakes.wait()
+        return await call(*arguments, **named)
+
+    return called
+
+
 @pytest.mark.usefixtures("forgetful")
 async def test_a_daemon_that_froze_before_it_told_the_end_finds_that_another_told_it(
     house: House, monkeypatch: pytest.MonkeyPatch
@@ -130,15 +141,7 @@ async def test_a_daemon_that_froze_before_it_told_the_end_finds_that_another_tol
     with_quick_children(monkeypatch, alerts=1)
     house.save(100)
     freezes, wakes = asyncio.Event(), asyncio.Event()
-    mark = Completion._mark
-
-    async def mark_late(self: Completion, record: JobRecord) -> Any:
-        if not freezes.is_set():
-            freezes.set()
-            await wakes.wait()
-        return await mark(self, record)
-
-    monkeypatch.setattr(Completion, "_mark", mark_late)
+    monkeypatch.setattr(Completion, "_mark", late(Completion._mark, freezes, wakes))
     async with house.daemon(name="first", grace_seconds=30.0):
         await house.request("r", checkpoint_step=100)
         await freezes.wait()
@@ -157,14 +160,7 @@ async def test_a_daemon_that_froze_while_it_told_the_end_is_told_so_by_the_serve
     with_quick_children(monkeypatch, alerts=1)
     house.save(100)
     freezes, wakes = asyncio.Event(), asyncio.Event()
-
-    async def announce_late(*arguments: Any, **named: Any) -> Any:
-        if not freezes.is_set():
-            freezes.set()
-            await wakes.wait()
-        return await announce(*arguments, **named)
-
-    monkeypatch.setattr("archaeologist.daemon.completion.announce", announce_late)
+    monkeypatch.setattr("archaeologist.daemon.completion.announce", late(announce, freezes, wakes))
     async with house.daemon(name="first", grace_seconds=30.0):
         await house.request("r", checkpoint_step=100)
         await freezes.wait()
