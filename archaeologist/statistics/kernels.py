@@ -2,11 +2,11 @@
 
 ``dig`` is called by the excavation's threads without the GIL and adds to arrays that the caller owns. It works in
 pieces of ``PIECE`` values that stay in the first-level cache: decoded to float32 (exact for all dtypes), looked at,
-summed. Products and sums are float64. A piece is summed in runs that end where a matrix row or the sketch's rotation
-does; within a run value i is added to lane i mod 8 (``kernels_lanes``), then the lanes are added up in order; runs and
-pieces are added in order. A piece with a NaN or an infinity takes a slower way in which these are counted and replaced
-by 0, so the sums cover finite values and the fast way needs no masks. A piece whose bytes are the reference's costs a
-comparison instead of a drift.
+summed. Products and sums are float64. A piece is summed in runs that end where a matrix row does; within a run value i
+is added to lane i mod 8 (``kernels_lanes``), then the lanes are added up in order; runs and pieces are added in order.
+A piece with a NaN or an infinity takes a slower way in which these are counted and replaced by 0, so the sums cover
+finite values and the fast way needs no masks. A piece whose bytes are the reference's costs a comparison instead of a
+drift.
 
 numba compiles at the first call and keeps the code in ``NUMBA_CACHE_DIR``. Nobody but the excavation imports this
 module: the daemon must not carry a compiler.
@@ -67,21 +67,15 @@ FINITE, ZEROS, NANS, INFINITIES, CHANGED, SIGN_FLIPS, NONFINITE_PAIRS, COUNTS_SI
 SUB_HISTOGRAMS: Final = 2
 BINS: Final = 65_536
 
-_ROUND: Final = lanes.LANES
-"""Values that stand once more after a piece's end: whoever begins in the middle comes round."""
-_SIGNS: Final = np.resize(np.where(position_signs() < 0, -1, 0), PIECE + _ROUND).astype(np.int8)
-"""Of each position in a block of the sketch: whether its value's sign turns."""
+_SIGNS: Final = np.where(np.stack([position_signs(), -position_signs()]) < 0, 0x8000, 0).astype(np.uint16)
+"""The sign bit of each position in a block of the sketch, as it is and turned."""
 UNCOUNTED, DIRECT = 0, 16
 """Forms of values beside their width in bytes: as it is, but not counted; both sides bfloat16, not decoded."""
-_EXPONENTS: Final = np.uint64(0x7F807F807F807F80)
-_CARRIES: Final = np.uint64(0x0080008000800080)
-_CARRIED: Final = np.uint64(0x8000800080008000)
 _SHORT_VALUES: Final = np.stack([float8.values(dtype) for dtype in float8.FORMATS]).view(np.uint32)
-_BYTE: Final = np.uint64(0xFF)
 _MAGNITUDE: Final = np.uint32(0x7FFFFFFF)
 _INFINITE: Final = np.uint32(0x7F800000)
-_LOW: Final = np.uint64(0xFFFF)
-_SIXTEEN: Final = np.uint64(16)
+_AT_ONCE_2: Final = lanes.compared_at_once(2)
+_AT_ONCE_4: Final = lanes.compared_at_once(4)
 
 # Additions may be reordered and fused, so that they fill vector registers; NaN, infinity and order of operands keep
 # their meaning.
@@ -112,9 +106,8 @@ def dig(target, reference, window, sums, counts, histogram, rows, columns, sketc
     kind, other = window[KIND], window[REFERENCE_KIND]
     width, other_width = _width(kind), _width(other)
     count = target.size // width
-    x, y, z = np.empty(PIECE + _ROUND, np.uint32), np.empty(PIECE, np.uint32), np.empty(PIECE, np.uint32)
-    ring, spare = np.empty(2 * (PIECE + _ROUND), np.uint8), np.zeros(PIECE)
-    added, changes = np.zeros((lanes.SUMS, lanes.LANES)), np.zeros((lanes.CHANGES, lanes.LANES), np.int32)
+    x, y, z = np.empty(PIECE, np.uint32), np.empty(PIECE, np.uint32), np.empty(PIECE, np.uint32)
+    spare, added, found = np.zeros(PIECE), np.zeros((lanes.SUMS, lanes.LANES)), np.zeros(lanes.FOUND, np.int64)
     is_direct = kind == BF16 and other in (BF16, ABSENT)
     for first in range(0, count, PIECE):
         size = min(PIECE, count - first)
@@ -122,10 +115,14 @@ def dig(target, reference, window, sums, counts, histogram, rows, columns, sketc
         theirs, raw_y = y[:0], reference[:0]
         if other != ABSENT:
             theirs, raw_y = y[:size], reference[first * other_width : (first + size) * other_width]
-        is_frozen = kind == other and _is_equal(raw, raw_y)
-        if is_direct and not _has_nonfinite_short(raw) and not _has_nonfinite_short(raw_y):
-            has_drift = other != ABSENT and not is_frozen
+        if is_direct:
+            _compare_stored(raw, raw if other == ABSENT else raw_y, found)
+            is_frozen = kind == other and found[lanes.CHANGED] == 0
+        else:
+            is_frozen = kind == other and _is_equal(raw, raw_y)
+        if is_direct and found[lanes.NONFINITE] == 0:
             form = DIRECT
+            has_drift = other != ABSENT and not is_frozen
         else:
             form = width
             _decode(raw, kind, mine)
@@ -138,33 +135,20 @@ def dig(target, reference, window, sums, counts, histogram, rows, columns, sketc
                 if kind != other:
                     _make_comparable(mine)
                     _make_comparable(theirs)
-                if has_holes or _has_nonfinite(theirs):
-                    _compare_with_holes(mine, theirs, z[:size], spare, sums, counts, added, changes, histogram)
+                _compare_decoded(mine, theirs, found)
+                if found[lanes.NONFINITE]:
+                    _compare_with_holes(mine, theirs, z[:size], spare, sums, counts, added, found, histogram)
                     has_drift, is_frozen = False, False
             if has_holes:
                 _fill_holes(mine)
         square = _add_piece(
-            form,
-            size,
-            has_drift,
-            x,
-            y,
-            raw,
-            raw_y,
-            ring,
-            start,
-            window,
-            rows,
-            columns,
-            sketch,
-            spare,
-            added,
-            changes,
-            histogram,
+            form, size, has_drift, x, y, raw, raw_y, start, window, rows, columns, spare, added, histogram
         )
+        if window[SKETCHED] != NO_SKETCH:
+            _add_to_sketch(form, size, x, raw, start, window, sketch)
         sums[SQUARES] += square
         if has_drift:
-            _add_pairs(square, sums, counts, added, changes)
+            _add_pairs(square, sums, counts, added, found)
         elif is_frozen:
             # Every sum over pairs is Σx².
             sums[PAIR_SQUARES] += square
@@ -231,19 +215,6 @@ def _has_nonfinite(x):
 
 
 @njit(nogil=True, cache=True)
-def _has_nonfinite_short(raw):
-    """The same of bfloat16 as stored, four at a time: an exponent of all ones carries into the sign."""
-    full = raw.size // 8 * 8
-    words = raw[:full].view(np.uint64)
-    found = np.uint64(0)
-    for i in range(words.size):
-        found |= (words[i] & _EXPONENTS) + _CARRIES
-    for i in range(full, raw.size, 2):
-        found |= (np.uint64(_pattern(raw, i // 2, 2)) & _EXPONENTS) + _CARRIES
-    return (found & _CARRIED) != np.uint64(0)
-
-
-@njit(nogil=True, cache=True)
 def _make_comparable(x):
     """One pattern for both zeros and one for all NaN, so that values of two dtypes differ when their bits do."""
     for i in range(x.size):
@@ -274,54 +245,16 @@ def take_counts(histogram, total):
 
 
 @njit(nogil=True, cache=True)
-def _add_piece(
-    form,
-    size,
-    has_drift,
-    x,
-    y,
-    raw,
-    raw_y,
-    ring,
-    start,
-    window,
-    rows,
-    columns,
-    sketch,
-    spare,
-    added,
-    changes,
-    histogram,
-):
-    """A piece's Σx², once its part of everything is added; what it adds to the drift is left in the lanes."""
+def _add_piece(form, size, has_drift, x, y, raw, raw_y, start, window, rows, columns, spare, added, histogram):
+    """A piece's Σx², once its part of rows, columns and histogram is added; its drift is left in the lanes."""
     length, first_row = window[COLUMNS], window[FIRST_ROW]
-    flip, offset, is_rotated = np.uint64(0), 0, False
-    if window[SKETCHED] != NO_SKETCH:
-        flip, offset, is_rotated = _add_simply(form, size, x, raw, start, window, sketch)
-    raw_s = raw
-    if is_rotated and form == DIRECT:
-        raw_s = ring
-        # Word by word: a copy of bytes by slices goes byte by byte.
-        words, copied = raw.view(np.uint64), ring.view(np.uint64)
-        for i in range(words.size):
-            copied[i] = words[i]
-        for i in range(2 * _ROUND // 8):
-            copied[words.size + i] = words[i]
-    elif is_rotated:
-        x[PIECE:] = x[:_ROUND]
-    turn = offset // _ROUND * _ROUND + _ROUND if is_rotated else 0
     added[:] = 0.0
-    changes[:] = 0
     done, total = 0, 0.0
     while done < size:
-        stop = turn if done < turn <= size else size
-        row, column = 0, 0
+        stop, row, column = size, 0, 0
         if length:
             row, column = divmod(start + done, length)
-            stop = min(stop, done + length - column)
-        source = done
-        if is_rotated:
-            source = PIECE - offset + done if done < turn else done - offset
+            stop = min(size, done + length - column)
         added[lanes.SQUARES] = 0.0
         _add_run(
             form,
@@ -330,17 +263,11 @@ def _add_piece(
             y,
             raw,
             raw_y,
-            raw_s,
             columns if length else spare,
-            sketch if is_rotated else spare,
             added,
-            changes,
             histogram,
-            flip,
             done,
-            source,
             column if length else done,
-            done,
             stop - done,
         )
         square = _folded(added[lanes.SQUARES])
@@ -351,265 +278,81 @@ def _add_piece(
     return total
 
 
-@njit(nogil=True, cache=True)
-def _add_simply(form, size, x, raw, start, window, sketch):
-    """Adds a piece to the sketch where it is no whole block; of a whole one only how it turns, and that it is one."""
-    if window[SKETCHED] == WHOLE:
-        for i in range(size):
-            sketch[start + i] = lanes.value_of(_bits_of(form, x, raw, i))
-        return np.uint64(0), 0, False
-    flip, offset = _drawn(np.uint64(window[KEY]) + np.uint64(start // PIECE))
-    if size == PIECE:
-        return flip, offset, True
-    for i in range(size):
-        value = lanes.value_of(_bits_of(form, x, raw, i))
-        sketch[(i + offset) % PIECE] += -value if np.int64(_SIGNS[i]) != np.int64(flip) else value
-    return np.uint64(0), 0, False
-
-
 @njit(nogil=True, cache=True, inline="always")
-def _add_run(
-    form,
-    has_drift,
-    x,
-    y,
-    raw,
-    raw_y,
-    raw_s,
-    columns,
-    sketch,
-    added,
-    changes,
-    histogram,
-    flip,
-    first,
-    source,
-    column,
-    place,
-    count,
-):
+def _add_run(form, has_drift, x, y, raw, raw_y, columns, added, histogram, first, column, count):
     """As ``kernels_lanes`` has it; what is left over of eight goes to the first lanes."""
     full = count // lanes.LANES * lanes.LANES
     if has_drift:
         if form == DIRECT:
-            lanes.pair_bfloat16(
-                x,
-                y,
-                x,
-                raw,
-                raw_y,
-                raw_s,
-                _SIGNS,
-                columns,
-                sketch,
-                added,
-                changes,
-                histogram,
-                flip,
-                first,
-                source,
-                column,
-                place,
-                full,
-            )
+            lanes.pair_bfloat16(x, y, raw, raw_y, columns, added, histogram, first, column, full)
         elif form == 1:
-            lanes.pair_1(
-                x,
-                y,
-                x,
-                raw,
-                raw_y,
-                raw_s,
-                _SIGNS,
-                columns,
-                sketch,
-                added,
-                changes,
-                histogram,
-                flip,
-                first,
-                source,
-                column,
-                place,
-                full,
-            )
+            lanes.pair_1(x, y, raw, raw_y, columns, added, histogram, first, column, full)
         elif form == 2:  # noqa: PLR2004 - bytes
-            lanes.pair_2(
-                x,
-                y,
-                x,
-                raw,
-                raw_y,
-                raw_s,
-                _SIGNS,
-                columns,
-                sketch,
-                added,
-                changes,
-                histogram,
-                flip,
-                first,
-                source,
-                column,
-                place,
-                full,
-            )
+            lanes.pair_2(x, y, raw, raw_y, columns, added, histogram, first, column, full)
         elif form == UNCOUNTED:
-            lanes.pair_uncounted(
-                x,
-                y,
-                x,
-                raw,
-                raw_y,
-                raw_s,
-                _SIGNS,
-                columns,
-                sketch,
-                added,
-                changes,
-                histogram,
-                flip,
-                first,
-                source,
-                column,
-                place,
-                full,
-            )
+            lanes.pair_uncounted(x, y, raw, raw_y, columns, added, histogram, first, column, full)
         else:
-            lanes.pair_4(
-                x,
-                y,
-                x,
-                raw,
-                raw_y,
-                raw_s,
-                _SIGNS,
-                columns,
-                sketch,
-                added,
-                changes,
-                histogram,
-                flip,
-                first,
-                source,
-                column,
-                place,
-                full,
-            )
+            lanes.pair_4(x, y, raw, raw_y, columns, added, histogram, first, column, full)
     elif form == DIRECT:
-        lanes.alone_bfloat16(
-            x,
-            y,
-            x,
-            raw,
-            raw_y,
-            raw_s,
-            _SIGNS,
-            columns,
-            sketch,
-            added,
-            changes,
-            histogram,
-            flip,
-            first,
-            source,
-            column,
-            place,
-            full,
-        )
+        lanes.alone_bfloat16(x, y, raw, raw_y, columns, added, histogram, first, column, full)
     elif form == 1:
-        lanes.alone_1(
-            x,
-            y,
-            x,
-            raw,
-            raw_y,
-            raw_s,
-            _SIGNS,
-            columns,
-            sketch,
-            added,
-            changes,
-            histogram,
-            flip,
-            first,
-            source,
-            column,
-            place,
-            full,
-        )
+        lanes.alone_1(x, y, raw, raw_y, columns, added, histogram, first, column, full)
     elif form == 2:  # noqa: PLR2004 - bytes
-        lanes.alone_2(
-            x,
-            y,
-            x,
-            raw,
-            raw_y,
-            raw_s,
-            _SIGNS,
-            columns,
-            sketch,
-            added,
-            changes,
-            histogram,
-            flip,
-            first,
-            source,
-            column,
-            place,
-            full,
-        )
+        lanes.alone_2(x, y, raw, raw_y, columns, added, histogram, first, column, full)
     else:
-        lanes.alone_4(
-            x,
-            y,
-            x,
-            raw,
-            raw_y,
-            raw_s,
-            _SIGNS,
-            columns,
-            sketch,
-            added,
-            changes,
-            histogram,
-            flip,
-            first,
-            source,
-            column,
-            place,
-            full,
-        )
+        lanes.alone_4(x, y, raw, raw_y, columns, added, histogram, first, column, full)
     for i in range(full, count):
         lane = i - full
-        mine = _bits_of(form, x, raw, first + i)
-        a = lanes.value_of(mine)
+        a = lanes.value_of(_bits_of(form, x, raw, first + i))
         added[lanes.SQUARES, lane] += a * a
         columns[column + i] += a * a
-        sketched = lanes.value_of(_bits_of(form, x, raw_s, source + i))
-        sketch[place + i] += -sketched if np.int64(_SIGNS[source + i]) != np.int64(flip) else sketched
         if form != UNCOUNTED:
             histogram[0, _pattern(raw, first + i, 2 if form == DIRECT else form)] += np.uint32(1)
         if has_drift:
-            _compare_one(mine, _bits_of(form, y, raw_y, first + i), lane, added, changes)
+            b = lanes.value_of(_bits_of(form, y, raw_y, first + i))
+            d = a - b
+            added[lanes.DIFFERENCE, lane] += d * d
+            added[lanes.REFERENCE_SQUARES, lane] += b * b
+            added[lanes.PRODUCTS, lane] += a * b
+            added[lanes.LARGEST, lane] = max(added[lanes.LARGEST, lane], d * d)
+
+
+@njit(nogil=True, cache=True)
+def _add_to_sketch(form, size, x, raw, start, window, sketch):
+    """Adds a piece, which is a block of the sketch, or less at a tensor's end."""
+    if window[SKETCHED] == WHOLE:
+        for i in range(size):
+            sketch[start + i] = lanes.value_of(_bits_of(form, x, raw, i))
+        return
+    turn, offset = _drawn(np.uint64(window[KEY]) + np.uint64(start // PIECE))
+    signs = _SIGNS[turn]
+    if size < PIECE:
+        _add_singly(form, x, raw, signs, sketch, offset, 0, size)
+        return
+    # Eight at a time where a line of the sketch begins; in the line in which the rotation comes round, one by one.
+    seam = offset // lanes.LANES * lanes.LANES
+    after = -(-offset // lanes.LANES) * lanes.LANES
+    if form == DIRECT:
+        lanes.project_bfloat16(x, raw, signs, sketch, PIECE - offset, 0, seam)
+        lanes.project_bfloat16(x, raw, signs, sketch, after - offset, after, PIECE - after)
+    else:
+        lanes.project_decoded(x, raw, signs, sketch, PIECE - offset, 0, seam)
+        lanes.project_decoded(x, raw, signs, sketch, after - offset, after, PIECE - after)
+    _add_singly(form, x, raw, signs, sketch, offset, 0, after - offset)
+    _add_singly(form, x, raw, signs, sketch, offset, PIECE - (offset - seam), PIECE)
+
+
+@njit(nogil=True, cache=True)
+def _add_singly(form, x, raw, signs, sketch, offset, first, stop):
+    for i in range(first, stop):
+        value = lanes.value_of(_bits_of(form, x, raw, i))
+        sketch[(i + offset) % PIECE] += -value if signs[i] else value
 
 
 @njit(nogil=True, cache=True)
 def _bits_of(form, decoded, raw, i):
     """One value as the bits of float32."""
     return np.uint32(_pattern(raw, i, 2) << 16) if form == DIRECT else decoded[i]
-
-
-@njit(nogil=True, cache=True)
-def _compare_one(mine, theirs, lane, added, changes):
-    a, b = lanes.value_of(mine), lanes.value_of(theirs)
-    d = a - b
-    added[lanes.DIFFERENCE, lane] += d * d
-    added[lanes.REFERENCE_SQUARES, lane] += b * b
-    added[lanes.PRODUCTS, lane] += a * b
-    added[lanes.LARGEST, lane] = max(added[lanes.LARGEST, lane], abs(d))
-    changes[lanes.CHANGED, lane] += np.int32(mine != theirs)
-    changes[lanes.SIGN_FLIPS, lane] += np.int32((a > 0 and b < 0) or (a < 0 and b > 0))
 
 
 @njit(nogil=True, cache=True)
@@ -622,13 +365,12 @@ def _pattern(raw, i, width):
 
 @njit(nogil=True, cache=True)
 def _drawn(counter):
-    """Whether a block's signs turn, as all bits, and its rotation in the sketch."""
+    """Whether a block's signs turn, 0 or 1, and its rotation in the sketch."""
     mixed = counter + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed ^= mixed >> np.uint64(31)
-    turn = np.uint64(0) - (mixed >> np.uint64(63))
-    return turn, np.int64(mixed & np.uint64(PIECE - 1))
+    return np.int64(mixed >> np.uint64(63)), np.int64(mixed & np.uint64(PIECE - 1))
 
 
 @njit(nogil=True, cache=True)
@@ -660,20 +402,49 @@ def _is_equal(mine, theirs):
 
 
 @njit(nogil=True, cache=True)
-def _add_pairs(square, sums, counts, added, changes):
+def _compare_stored(raw, raw_y, found):
+    """What the bits of bfloat16 say, as stored."""
+    count = raw.size // 2
+    full = count // _AT_ONCE_2 * _AT_ONCE_2
+    found[:] = 0
+    lanes.compare_bfloat16(raw, raw_y, found, full)
+    for i in range(full, count):
+        _compare_one(np.uint32(_pattern(raw, i, 2) << 16), np.uint32(_pattern(raw_y, i, 2) << 16), found)
+
+
+@njit(nogil=True, cache=True)
+def _compare_decoded(x, y, found):
+    """The same of float32's bits."""
+    full = x.size // _AT_ONCE_4 * _AT_ONCE_4
+    found[:] = 0
+    lanes.compare_float32(x, y, found, full)
+    for i in range(full, x.size):
+        _compare_one(x[i], y[i], found)
+
+
+@njit(nogil=True, cache=True)
+def _compare_one(mine, theirs, found):
+    size, other_size = mine & _MAGNITUDE, theirs & _MAGNITUDE
+    found[lanes.CHANGED] += mine != theirs
+    found[lanes.SIGN_FLIPS] += (mine ^ theirs) > _MAGNITUDE and size != 0 and other_size != 0
+    found[lanes.NONFINITE] += size >= _INFINITE or other_size >= _INFINITE
+
+
+@njit(nogil=True, cache=True)
+def _add_pairs(square, sums, counts, added, found):
     """Adds a piece's drift from its lanes. ``square`` is Σx² of the pairs."""
     sums[PAIR_SQUARES] += square
     sums[DIFFERENCE] += _folded(added[lanes.DIFFERENCE])
     sums[REFERENCE_SQUARES] += _folded(added[lanes.REFERENCE_SQUARES])
     sums[PRODUCTS] += _folded(added[lanes.PRODUCTS])
-    for lane in range(lanes.LANES):
-        sums[LARGEST] = max(sums[LARGEST], added[lanes.LARGEST, lane])
-        counts[CHANGED] += changes[lanes.CHANGED, lane]
-        counts[SIGN_FLIPS] += changes[lanes.SIGN_FLIPS, lane]
+    # The root of a square is exact here: float64 has room for the square of any difference of float32.
+    sums[LARGEST] = max(sums[LARGEST], np.sqrt(added[lanes.LARGEST].max()))
+    counts[CHANGED] += found[lanes.CHANGED]
+    counts[SIGN_FLIPS] += found[lanes.SIGN_FLIPS]
 
 
 @njit(nogil=True, cache=True)
-def _compare_with_holes(x, y, pairs, spare, sums, counts, added, changes, histogram):
+def _compare_with_holes(x, y, pairs, spare, sums, counts, added, found, histogram):
     """Adds the drift of a piece in which a value is not finite; ``x`` is left as it is, ``y`` not."""
     changed = 0
     for i in range(x.size):
@@ -683,8 +454,7 @@ def _compare_with_holes(x, y, pairs, spare, sums, counts, added, changes, histog
             pairs[i] = y[i] = 0
             counts[NONFINITE_PAIRS] += 1
     added[:] = 0.0
-    changes[:] = 0
-    nothing, turned = np.empty(0, np.uint8), np.uint64(0)
+    nothing = np.empty(0, np.uint8)
     _add_run(
         UNCOUNTED,
         True,  # noqa: FBT003 - numba knows no keywords here
@@ -692,22 +462,16 @@ def _compare_with_holes(x, y, pairs, spare, sums, counts, added, changes, histog
         y,
         nothing,
         nothing,
-        nothing,
-        spare,
         spare,
         added,
-        changes,
         histogram,
-        turned,
-        0,
-        0,
         0,
         0,
         x.size,
     )
-    changes[lanes.CHANGED] = 0
-    counts[CHANGED] += changed
-    _add_pairs(_folded(added[lanes.SQUARES]), sums, counts, added, changes)
+    _compare_decoded(pairs, y, found)
+    found[lanes.CHANGED] = changed
+    _add_pairs(_folded(added[lanes.SQUARES]), sums, counts, added, found)
 
 
 # Moments of float32.

@@ -1,15 +1,18 @@
-"""The innermost loop of the kernel, in LLVM's own vectors: eight values at a time, each to a lane of its own.
+"""The innermost loops of the kernel, in LLVM's own vectors.
 
-Written out because no compiler finds it: while the vector units multiply and add, the rest of the processor counts bit
-patterns, which takes as long and uses none of them, so that both cost the time of one. And the order of additions is
-then part of the program instead of the compiler's choice: value i of a run goes to lane i mod 8, on every processor.
-Products of float32 values are exact in float64, so it makes no difference whether a processor fuses them with the sum;
-the square of a difference is not, and is not fused.
+Written out because no compiler finds them: while the vector units multiply and add, the rest of the processor counts
+bit patterns, which takes as long and uses none of them, so that both cost little more than one. And the order of
+additions is then part of the program instead of the compiler's choice: value i of a run goes to lane i mod 8, on every
+processor. Products of float32 values are exact in float64, so it makes no difference whether a processor fuses them
+with the sum; the square of a difference is not, and is not fused.
+
+What needs no float64 is done on the bits as stored, up to 32 values at a time: whether they are finite, which of them
+changed or changed their sign (``compare_…``), and the signs that values get in the sketch (``project_…``).
 
 Called by ``kernels`` alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 from llvmlite import ir
@@ -21,17 +24,16 @@ LANES: Final = 8
 
 # Rows of ``sums``, float64 (SUMS, LANES).
 SQUARES, DIFFERENCE, REFERENCE_SQUARES, PRODUCTS, LARGEST, SUMS = range(6)
-# Rows of ``changes``, int32 (CHANGES, LANES).
-CHANGED, SIGN_FLIPS, CHANGES = range(3)
+# Entries of ``found``, int64.
+CHANGED, SIGN_FLIPS, NONFINITE, FOUND = range(4)
+"""Numbers of values, except ``NONFINITE``: 0 if every value on both sides is finite."""
 
 _I8, _I16, _I32, _I64, _F64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.DoubleType()
-_BYTES: Final = ir.VectorType(_I8, LANES)
 _SHORTS: Final = ir.VectorType(_I16, LANES)
 _INTS: Final = ir.VectorType(_I32, LANES)
-_LONGS: Final = ir.VectorType(_I64, LANES)
 _FLOATS: Final = ir.VectorType(ir.FloatType(), LANES)
 _DOUBLES: Final = ir.VectorType(_F64, LANES)
-_MAGNITUDE: Final = (1 << 63) - 1
+_COMPARED_BYTES: Final = 64
 _BINS: Final = 65_536
 
 
@@ -44,116 +46,168 @@ class _Form(NamedTuple):
     """On both sides, and taken straight from the files' bytes: ``x`` and ``y`` are not looked at."""
 
 
-def _splat(kind: ir.VectorType, value: int) -> ir.Constant:
-    return ir.Constant(kind, [value] * LANES)
+def compared_at_once(value_bytes: int) -> int:
+    """Values that ``compare_…`` takes at a time: its ``count`` is a multiple of this."""
+    return _COMPARED_BYTES // value_bytes
 
 
-class _Loop:
-    """Generates the loop's body; one method for what is done with eight values."""
+class _Code:
+    """Where a loop's code goes, and its parameters by name: pointers to the first of the values, and numbers."""
 
     def __init__(self, builder: ir.IRBuilder, data: dict[str, ir.Value]) -> None:
-        """Args: builder: Where the code goes. data: Pointers and numbers by the names of ``run``'s parameters."""
-        self._builder, self._data = builder, data
-        self._sums = [self._kept(row, "sums", _DOUBLES) for row in range(SUMS)]
-        self._changes = [self._kept(row, "changes", _INTS) for row in range(CHANGES)]
+        self.builder, self.data = builder, data
 
-    def _kept(self, row: int, name: str, kind: ir.VectorType) -> ir.Value:
-        """A register that begins as a row of an array."""
-        register: ir.Value = cgutils.alloca_once(self._builder, kind)  # type: ignore[no-untyped-call]
-        self._builder.store(self._load(name, ir.Constant(_I64, row * LANES), kind), register)
+    def register(self, kind: ir.Type, start: ir.Value) -> ir.Value:
+        """A variable of the loop."""
+        register: ir.Value = cgutils.alloca_once(self.builder, kind)  # type: ignore[no-untyped-call]
+        self.builder.store(start, register)
         return register
 
-    def finish(self) -> None:
-        """Puts the registers back into their arrays."""
-        for name, registers in (("sums", self._sums), ("changes", self._changes)):
-            for row, register in enumerate(registers):
-                self._store(name, ir.Constant(_I64, row * LANES), self._builder.load(register))
+    def load(self, name: str, index: ir.Value, kind: ir.Type, *, align: int = 4) -> ir.Value:
+        """A vector from an array's value ``index`` on; arrays of bytes are indexed by byte."""
+        where = self.builder.gep(self.data[name], [index])
+        return self.builder.load(self.builder.bitcast(where, kind.as_pointer()), align=align)
 
-    def add(self, index: ir.Value, form: "_Form", *, has_reference: bool) -> None:
-        """Everything about the eight values from ``index`` on."""
-        mine = self._bits("x", index, form)
-        x = self._widened(mine)
-        squares = self._builder.fmul(x, x, flags=("contract",))
+    def store(self, name: str, index: ir.Value, values: ir.Value) -> None:
+        """Puts a vector there."""
+        where = self.builder.gep(self.data[name], [index])
+        self.builder.store(values, self.builder.bitcast(where, values.type.as_pointer()), align=4)
+
+    def add_into(self, name: str, index: ir.Value, values: ir.Value) -> None:
+        """Adds a vector to what is there."""
+        before = self.load(name, index, _DOUBLES)
+        self.store(name, index, self.builder.fadd(before, values, flags=("contract",)))
+
+    def widened(self, bits: ir.Value) -> ir.Value:
+        """The float64 of eight float32, given as their bits."""
+        return self.builder.fpext(self.builder.bitcast(bits, _FLOATS), _DOUBLES)
+
+    def lifted(self, shorts: ir.Value) -> ir.Value:
+        """Eight times 16 bits as the upper half of 32: bfloat16 as float32."""
+        return self.builder.shl(self.builder.zext(shorts, _INTS), _splat(_INTS, 16))
+
+    def advance(self, name: str, count: ir.Value) -> None:
+        """The array begins so many entries later."""
+        self.data[name] = self.builder.gep(self.data[name], [count])
+
+    def signed(self, side: str, index: ir.Value, form: _Form) -> ir.Value:
+        """Eight values as the bits of float32, with the sketch's signs."""
+        signs = self.load("signs", index, _SHORTS, align=2)
+        if not form.is_bfloat16:
+            return self.builder.xor(self.load(side, index, _INTS), self.lifted(signs))
+        return self.lifted(self.builder.xor(self.stored(side, index), signs))
+
+    def bits(self, side: str, index: ir.Value, form: _Form) -> ir.Value:
+        """Eight values of ``x`` or ``y`` as the bits of float32."""
+        if not form.is_bfloat16:
+            return self.load(side, index, _INTS)
+        return self.lifted(self.stored(side, index))
+
+    def stored(self, side: str, index: ir.Value) -> ir.Value:
+        """Eight bfloat16 straight from their bytes."""
+        return self.load(f"raw_{side}", self.builder.mul(index, ir.Constant(_I64, 2)), _SHORTS, align=1)
+
+
+class _Summing:
+    """Everything that is summed over eight values in float64, and the counts of their patterns."""
+
+    def __init__(self, code: _Code) -> None:
+        self._code = code
+        self._sums = [
+            code.register(_DOUBLES, code.load("sums", ir.Constant(_I64, row * LANES), _DOUBLES)) for row in range(SUMS)
+        ]
+
+    def step(self, index: ir.Value, form: _Form, *, has_reference: bool) -> None:
+        """Adds the eight values from ``index`` on."""
+        code = self._code
+        x = code.widened(code.bits("x", index, form))
+        squares = code.builder.fmul(x, x, flags=("contract",))
         self._accumulate(SQUARES, squares)
-        self._add_into("columns", index, squares)
-        self._add_into("sketch", index, self._signed(self._widened(self._bits("s", index, form)), index))
+        code.add_into("columns", index, squares)
         if has_reference:
-            self._compare(mine, self._bits("y", index, form))
+            self._compare(x, code.widened(code.bits("y", index, form)))
         self._count(index, form.counted_bytes)
 
-    def _bits(self, name: str, index: ir.Value, form: "_Form") -> ir.Value:
-        """Eight values as the bits of float32."""
-        if not form.is_bfloat16:
-            return self._load(name, index, _INTS)
-        builder = self._builder
-        where = builder.gep(self._data[f"raw_{name}"], [builder.mul(index, ir.Constant(_I64, 2))])
-        short = builder.load(builder.bitcast(where, _SHORTS.as_pointer()), align=1)
-        return builder.shl(builder.zext(short, _INTS), _splat(_INTS, 16))
+    def finish(self) -> None:
+        """Puts the sums back into their array."""
+        for row, register in enumerate(self._sums):
+            self._code.store("sums", ir.Constant(_I64, row * LANES), self._code.builder.load(register))
 
-    def _widened(self, bits: ir.Value) -> ir.Value:
-        return self._builder.fpext(self._builder.bitcast(bits, _FLOATS), _DOUBLES)
-
-    def _signed(self, x: ir.Value, index: ir.Value) -> ir.Value:
-        """The values with the sketch's signs."""
-        builder = self._builder
-        flip = builder.insert_element(ir.Constant(_LONGS, ir.Undefined), self._data["flip"], ir.Constant(_I32, 0))
-        flips = builder.shuffle_vector(flip, flip, _splat(_INTS, 0))
-        signs = builder.xor(builder.sext(self._load("signs", index, _BYTES, align=1), _LONGS), flips)
-        signs = builder.and_(signs, _splat(_LONGS, 1 << 63))
-        return builder.bitcast(builder.xor(builder.bitcast(x, _LONGS), signs), _DOUBLES)
-
-    def _compare(self, mine: ir.Value, theirs: ir.Value) -> None:
-        builder = self._builder
-        x, y = self._widened(mine), self._widened(theirs)
+    def _compare(self, x: ir.Value, y: ir.Value) -> None:
+        builder = self._code.builder
         apart = builder.fsub(x, y)
-        self._accumulate(DIFFERENCE, builder.fmul(apart, apart))
+        square = builder.fmul(apart, apart)
+        self._accumulate(DIFFERENCE, square)
         self._accumulate(REFERENCE_SQUARES, builder.fmul(y, y, flags=("contract",)))
         self._accumulate(PRODUCTS, builder.fmul(x, y, flags=("contract",)))
-        bits = builder.and_(builder.bitcast(apart, _LONGS), _splat(_LONGS, _MAGNITUDE))
-        distance, largest = builder.bitcast(bits, _DOUBLES), builder.load(self._sums[LARGEST])
-        is_larger = builder.fcmp_ordered(">", distance, largest)
-        builder.store(builder.select(is_larger, distance, largest), self._sums[LARGEST])
-        nothing = _splat(_INTS, 0)
-        self._tally(CHANGED, builder.icmp_unsigned("!=", mine, theirs))
-        is_opposite = builder.icmp_signed("<", builder.xor(mine, theirs), nothing)
-        one = _splat(_INTS, 1)
-        # Without the sign: 0 and -0 have none.
-        is_mine, is_theirs = (builder.icmp_unsigned("!=", builder.shl(bits, one), nothing) for bits in (mine, theirs))
-        self._tally(SIGN_FLIPS, builder.and_(is_opposite, builder.and_(is_mine, is_theirs)))
+        largest = builder.load(self._sums[LARGEST])
+        is_larger = builder.fcmp_ordered(">", square, largest)
+        builder.store(builder.select(is_larger, square, largest), self._sums[LARGEST])
 
     def _count(self, index: ir.Value, value_bytes: int) -> None:
-        """The patterns of eight values, straight from their bytes; 0: nothing is counted."""
-        builder = self._builder
-        if value_bytes == 0:
-            return
-        offset = builder.mul(index, ir.Constant(_I64, value_bytes))
+        """The patterns of eight values, straight from their bytes, a word at a time; 0: nothing is counted."""
+        code, builder = self._code, self._code.builder
         for number in range(value_bytes):
-            where = builder.gep(self._data["raw_x"], [builder.add(offset, ir.Constant(_I64, 8 * number))])
-            word = builder.load(builder.bitcast(where, _I64.as_pointer()), align=1)
-            for place, shift, mask in _patterns(value_bytes):
+            place = builder.add(builder.mul(index, ir.Constant(_I64, value_bytes)), ir.Constant(_I64, 8 * number))
+            word = code.load("raw_x", place, _I64, align=1)
+            for table, shift, mask in _patterns(value_bytes):
                 pattern = builder.and_(builder.lshr(word, ir.Constant(_I64, shift)), ir.Constant(_I64, mask))
-                bin_ = builder.gep(self._data["histogram"], [builder.add(pattern, ir.Constant(_I64, place))])
+                bin_ = builder.gep(code.data["histogram"], [builder.add(pattern, ir.Constant(_I64, table))])
                 builder.store(builder.add(builder.load(bin_), ir.Constant(_I32, 1)), bin_)
 
     def _accumulate(self, row: int, values: ir.Value) -> None:
-        register = self._sums[row]
-        self._builder.store(self._builder.fadd(self._builder.load(register), values, flags=("contract",)), register)
+        builder, register = self._code.builder, self._sums[row]
+        builder.store(builder.fadd(builder.load(register), values, flags=("contract",)), register)
 
-    def _tally(self, row: int, which: ir.Value) -> None:
-        register = self._changes[row]
-        self._builder.store(self._builder.add(self._builder.load(register), self._builder.zext(which, _INTS)), register)
 
-    def _add_into(self, name: str, index: ir.Value, values: ir.Value) -> None:
-        before = self._load(name, index, _DOUBLES)
-        self._store(name, index, self._builder.fadd(before, values, flags=("contract",)))
+class _Comparing:
+    """What the bits of two sides say, a register's width at a time."""
 
-    def _load(self, name: str, index: ir.Value, kind: ir.VectorType, *, align: int = 4) -> ir.Value:
-        where = self._builder.gep(self._data[name], [index])
-        return self._builder.load(self._builder.bitcast(where, kind.as_pointer()), align=align)
+    def __init__(self, code: _Code, *, value_bytes: int) -> None:
+        self._code, self._value_bytes = code, value_bytes
+        kind = ir.IntType(8 * value_bytes)
+        self._kind = ir.VectorType(kind, compared_at_once(value_bytes))
+        self._magnitude = _splat(self._kind, (1 << kind.width - 1) - 1)
+        self._infinite = _splat(self._kind, 0x7F80 << kind.width - 16)
+        self._top = code.register(self._kind, _splat(self._kind, 0))
+        self._counts = [code.register(_I64, ir.Constant(_I64, 0)) for _ in (CHANGED, SIGN_FLIPS)]
 
-    def _store(self, name: str, index: ir.Value, values: ir.Value) -> None:
-        where = self._builder.gep(self._data[name], [index])
-        self._builder.store(values, self._builder.bitcast(where, values.type.as_pointer()), align=4)
+    def step(self, index: ir.Value) -> None:
+        """Looks at the values from ``index`` on."""
+        builder = self._code.builder
+        place = builder.mul(index, ir.Constant(_I64, self._value_bytes))
+        mine, theirs = (self._code.load(name, place, self._kind, align=1) for name in ("x", "y"))
+        nothing = _splat(self._kind, 0)
+        is_flipped = builder.icmp_signed("<", builder.xor(mine, theirs), nothing)
+        for values in (mine, theirs):
+            # Without the sign: 0 and -0 have none.
+            size, top = builder.and_(values, self._magnitude), builder.load(self._top)
+            is_flipped = builder.and_(is_flipped, builder.icmp_unsigned("!=", size, nothing))
+            builder.store(builder.select(builder.icmp_unsigned(">", size, top), size, top), self._top)
+        self._count(CHANGED, builder.icmp_unsigned("!=", mine, theirs))
+        self._count(SIGN_FLIPS, is_flipped)
+
+    def finish(self) -> None:
+        """Adds what was found to its array."""
+        builder = self._code.builder
+        is_nonfinite = builder.icmp_unsigned(">=", builder.load(self._top), self._infinite)
+        found = [*map(builder.load, self._counts), self._number(is_nonfinite)]
+        for entry, number in zip((CHANGED, SIGN_FLIPS, NONFINITE), found, strict=True):
+            place = ir.Constant(_I64, entry)
+            self._code.store("found", place, builder.add(self._code.load("found", place, _I64), number))
+
+    def _count(self, entry: int, which: ir.Value) -> None:
+        builder, register = self._code.builder, self._counts[entry]
+        builder.store(builder.add(builder.load(register), self._number(which)), register)
+
+    def _number(self, which: ir.Value) -> ir.Value:
+        """How many lanes are set."""
+        builder = self._code.builder
+        return builder.zext(builder.ctpop(builder.bitcast(which, ir.IntType(self._kind.count))), _I64)
+
+
+def _splat(kind: ir.VectorType, value: int) -> ir.Constant:
+    return ir.Constant(kind, [value] * kind.count)
 
 
 def _patterns(value_bytes: int) -> list[tuple[int, int, int]]:
@@ -168,85 +222,101 @@ def _patterns(value_bytes: int) -> list[tuple[int, int, int]]:
     return [(0, 16, 0xFFFF), (_BINS, 48, 0xFFFF)]
 
 
-_ARRAYS: Final = {
-    "x": "first",
-    "y": "first",
-    "s": "source",
-    "raw_x": "first",
-    "raw_y": "first",
-    "raw_s": "source",
-    "signs": "source",
-    "columns": "column",
-    "sketch": "place",
-    "sums": None,
-    "changes": None,
-    "histogram": None,
-}
-"""The loop's arrays, and what says where in them it begins: as many values from their start."""
+def _looped(builder: ir.IRBuilder, count: ir.Value, at_once: int, step: Callable[[ir.Value], None]) -> None:
+    """Calls ``step`` for every so many values."""
+    with cgutils.for_range(builder, builder.udiv(count, ir.Constant(_I64, at_once)), intp=_I64) as loop:
+        step(builder.mul(loop.index, ir.Constant(_I64, at_once)))
 
 
-def _made(form: _Form, *, has_reference: bool) -> Callable[..., None]:
-    """The loop for one form of values."""
+def _code(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value], names: str) -> _Code:
+    """The parameters by their names; of an array the pointer to its data."""
+    data = {}
+    for name, kind, given in zip(names.split(), signature.args, arguments, strict=True):
+        is_array = isinstance(kind, types.Array)
+        data[name] = context.make_array(kind)(context, builder, given).data if is_array else given
+    return _Code(builder, data)
+
+
+def _summing(form: _Form, *, has_reference: bool) -> Callable[..., None]:
+    names = "x y raw_x raw_y columns sums histogram first column count"
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
-        given = dict(zip((*_ARRAYS, "flip", "first", "source", "column", "place", "count"), arguments, strict=True))
-        data = dict(given)
-        for (name, start), kind in zip(_ARRAYS.items(), signature.args, strict=False):
-            pointer = context.make_array(kind)(context, builder, given[name]).data
-            if start is not None:
-                size = ir.Constant(_I64, form.counted_bytes if name.startswith("raw") else 1)
-                pointer = builder.gep(pointer, [builder.mul(given[start], size)])
-            data[name] = pointer
-        loop = _Loop(builder, data)
-        steps = builder.udiv(data["count"], ir.Constant(_I64, LANES))
-        with cgutils.for_range(builder, steps, intp=_I64) as step:
-            index = builder.mul(step.index, ir.Constant(_I64, LANES))
-            loop.add(index, form, has_reference=has_reference)
+        code = _code(context, builder, signature, arguments, names)
+        for name in ("x", "y", "columns"):
+            code.advance(name, code.data["column" if name == "columns" else "first"])
+        for name in ("raw_x", "raw_y"):
+            code.advance(name, builder.mul(code.data["first"], ir.Constant(_I64, form.counted_bytes)))
+        loop = _Summing(code)
+        _looped(builder, code.data["count"], LANES, lambda index: loop.step(index, form, has_reference=has_reference))
         loop.finish()
         return context.get_dummy_value()
 
     @intrinsic
-    def run(
-        context,
-        x,
-        y,
-        s,
-        raw_x,
-        raw_y,
-        raw_s,
-        signs,
-        columns,
-        sketch,
-        sums,
-        changes,
-        histogram,
-        flip,
-        first,
-        source,
-        column,
-        place,
-        count,
-    ):
-        arrays = (x, y, s, raw_x, raw_y, raw_s, signs, columns, sketch, sums, changes, histogram)
-        return types.void(*arrays, types.uint64, *(types.int64,) * 5), generate
+    def run(context, x, y, raw_x, raw_y, columns, sums, histogram, first, column, count):
+        return types.void(x, y, raw_x, raw_y, columns, sums, histogram, *(types.int64,) * 3), generate
 
-    made: Callable[..., None] = run
-    return made
+    return cast("Callable[..., None]", run)
 
 
-# Adds what ``count`` values contribute, a multiple of ``LANES``.
+def _comparing(value_bytes: int) -> Callable[..., None]:
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        code = _code(context, builder, signature, arguments, "x y found count")
+        for name in ("x", "y"):
+            code.data[name] = builder.bitcast(code.data[name], _I8.as_pointer())
+        loop = _Comparing(code, value_bytes=value_bytes)
+        _looped(builder, code.data["count"], compared_at_once(value_bytes), loop.step)
+        loop.finish()
+        return context.get_dummy_value()
+
+    @intrinsic
+    def run(context, x, y, found, count):
+        return types.void(x, y, found, types.int64), generate
+
+    return cast("Callable[..., None]", run)
+
+
+def _projecting(form: _Form) -> Callable[..., None]:
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        code = _code(context, builder, signature, arguments, "x raw_x signs sketch source place count")
+        code.advance("x", code.data["source"])
+        code.advance("raw_x", builder.mul(code.data["source"], ir.Constant(_I64, form.counted_bytes)))
+        code.advance("signs", code.data["source"])
+        code.advance("sketch", code.data["place"])
+
+        def step(index: ir.Value) -> None:
+            code.add_into("sketch", index, code.widened(code.signed("x", index, form)))
+
+        _looped(builder, code.data["count"], LANES, step)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def run(context, x, raw_x, signs, sketch, source, place, count):
+        return types.void(x, raw_x, signs, sketch, *(types.int64,) * 3), generate
+
+    return cast("Callable[..., None]", run)
+
+
+_BFLOAT16: Final = _Form(2, is_bfloat16=True)
+
+# Add what ``count`` values contribute, a multiple of ``LANES``.
 #
-# x, y: bits of float32, of the target and of the reference; s: those that go to the sketch, which are others of the
-#   target's, so that the sketch is written where a line of the cache begins. raw_x, raw_y, raw_s: the same as stored,
-#   uint8.
-# signs, flip: int8 and uint64, 0 or -1: whether a value's sign, and all of them, turn before they go to the sketch.
-# columns, sketch: float64; squares and signed values are added to them, value by value.
-# sums, changes: as named above. histogram: uint32 (2, 65536).
-# first, source, column, place: where in them it begins (``_ARRAYS``).
-alone_1, alone_2, alone_4 = (_made(_Form(size), has_reference=False) for size in (1, 2, 4))
-pair_1, pair_2, pair_4 = (_made(_Form(size), has_reference=True) for size in (1, 2, 4))
-pair_uncounted = _made(_Form(0), has_reference=True)
-alone_bfloat16, pair_bfloat16 = (_made(_Form(2, is_bfloat16=True), has_reference=is_pair) for is_pair in (False, True))
+# x, y: bits of float32, of the target and of the reference. raw_x, raw_y: the same as stored, uint8.
+# columns: float64; squares are added to them, value by value. sums: as named above; ``LARGEST`` is a square.
+# histogram: uint32 (2, 65536).
+# first, column: where in the values and in ``columns`` it begins.
+alone_1, alone_2, alone_4 = (_summing(_Form(size), has_reference=False) for size in (1, 2, 4))
+pair_1, pair_2, pair_4 = (_summing(_Form(size), has_reference=True) for size in (1, 2, 4))
+pair_uncounted = _summing(_Form(0), has_reference=True)
+alone_bfloat16, pair_bfloat16 = (_summing(_BFLOAT16, has_reference=is_pair) for is_pair in (False, True))
+
+# Add to ``found``, int64 (FOUND,), what the first ``count`` values of two sides say, a multiple of
+# ``compared_at_once``; bfloat16 as stored, or bits of float32.
+compare_bfloat16, compare_float32 = _comparing(2), _comparing(4)
+
+# Add ``count`` values from ``source`` on to ``sketch`` from ``place`` on, a multiple of ``LANES``.
+#
+# x, raw_x: as above. signs: uint16; the top bit says whether the value's sign turns.
+project_decoded, project_bfloat16 = _projecting(_Form(0)), _projecting(_BFLOAT16)
 
 
 def _value_of() -> Callable[[Any], Any]:

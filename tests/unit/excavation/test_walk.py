@@ -98,6 +98,19 @@ def test_a_tensors_statistics_and_drift_equal_a_float64_computation(
     _check_drift(found, stored, reference)
 
 
+@pytest.mark.parametrize("count", [15, 4096, 4096 + 43])
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+def test_zeros_of_either_sign_change_and_flip_no_sign(tmp_path: Path, dtype: str, count: int) -> None:
+    random = np.random.default_rng(4)
+    zeros = _stored(np.array([0.0, -0.0], np.float32), dtype)
+    stored, reference = (_random(dtype, (count,), seed) for seed in (1, 2))
+    for side in (stored, reference):
+        is_zero = random.random(count) < 0.5
+        side[is_zero] = random.choice(zeros, np.count_nonzero(is_zero))
+    found = walked(write(tmp_path / "a", {"w": stored}), write(tmp_path / "b", {"w": reference}))["w"]
+    _check_drift(found, stored, reference)
+
+
 @pytest.mark.parametrize("dtypes", [("BF16", "F32"), ("F32", "BF16"), ("F16", "F32"), ("F16", "BF16")], ids=str)
 def test_tensors_of_two_dtypes_compare_by_value(tmp_path: Path, dtypes: tuple[str, str]) -> None:
     stored, reference = (_random(dtype, (300, 70), 5) for dtype in dtypes)
