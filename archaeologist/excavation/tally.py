@@ -66,8 +66,9 @@ class Segment:
         length = tally.row_length
         self.first_row = self.start // length if length else 0
         touched = (self.stop - 1) // length - self.first_row + 1 if length else 0
-        self.rows: Floats = np.zeros(touched)
-        self.columns, self.sketch = aligned(length), aligned(tally.sketch.size)
+        # The first segment's arrays become the tensor's.
+        self.rows: Floats = np.zeros(tally.lines if number == 0 else touched)
+        self.columns, self.sketch = aligned(length), aligned(tally.sketch_size)
 
     def window(self, start: int) -> Integers:
         """What the kernel is told about values from ``start`` on."""
@@ -96,11 +97,13 @@ class Tally:
         self.sketched = kernels.NO_SKETCH
         if has_sketch:
             self.sketched = kernels.WHOLE if pair.count <= sketch.WIDTH else kernels.PROJECTED
-        self.sketch: Floats = np.zeros(sketch.size_of(pair.count) if has_sketch else 0)
-        self._rows: Floats = np.zeros(shape[0] if is_matrix else 0)
-        self._columns: Floats = np.zeros(self.row_length)
-        self._sums = _empty_sums()
+        self.sketch_size = sketch.size_of(pair.count) if has_sketch else 0
+        self.lines = shape[0] if is_matrix else 0
+        self._sums: Floats = _empty_sums()
         self._counts: Integers = np.zeros(kernels.COUNTS_SIZE, np.int64)
+        self._rows: Floats = np.zeros(0)
+        self._columns: Floats = self._rows
+        self._sketch: Floats = self._rows
         self._histogram: Integers = np.zeros(0, np.int64)
         self._waiting: dict[int, Segment] = {}
         self._next = 0
@@ -124,6 +127,10 @@ class Tally:
             return self._next == self.segments
 
     def _merge(self, segment: Segment) -> None:
+        if segment.number == 0:
+            self._sums, self._counts, self._sketch = segment.sums, segment.counts, segment.sketch
+            self._rows, self._columns = segment.rows, segment.columns
+            return
         sums, more = self._sums, segment.sums
         # Before the counts are added: the update of the moments needs the number of values so far.
         if size := int(segment.counts[kernels.FINITE]):
@@ -136,7 +143,7 @@ class Tally:
         sums[kernels.MAXIMUM] = max(sums[kernels.MAXIMUM], more[kernels.MAXIMUM])
         self._rows[segment.first_row : segment.first_row + segment.rows.size] += segment.rows
         self._columns += segment.columns
-        self.sketch += segment.sketch
+        self._sketch += segment.sketch
 
     def result(self) -> TensorResult:
         """The tensor's statistics; called once, after the last segment."""
@@ -149,7 +156,9 @@ class Tally:
             column_squares=self._columns if self.row_length else None,
             growth=growth_of(drift.squares, drift.reference_squares) if drift else None,
         )
-        return TensorResult(pair=self.pair, weights=weights, drift=drift, sketch=self.sketch if self.sketched else None)
+        return TensorResult(
+            pair=self.pair, weights=weights, drift=drift, sketch=self._sketch if self.sketched else None
+        )
 
     def _distribution(self) -> Distribution:
         histogram = self._histogram if self._histogram.size else np.zeros(kernels.BINS, np.int64)

@@ -4,7 +4,7 @@ A 16-bit float has 65,536 patterns, an 8-bit one 256, so their counts are the wh
 exact, and mean, deviation, norm and kurtosis are float64 sums over at most 65,536 values. For float32 the upper 16 bits
 are counted: percentiles come from the middle of a bin (relative error below 2⁻⁸), everything else from exact moments.
 
-Used by the excavation for weights and activations. Pure NumPy; the counting itself is done by ``kernels``.
+Used by the excavation for weights and activations. The counting itself is done by ``kernels``.
 """
 
 import math
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from archaeologist.statistics import float8
+from archaeologist.statistics import float8, kernels_counts
 from contracts.artifacts import PERCENTILES
 
 Counts = npt.NDArray[np.int64]
@@ -79,20 +79,16 @@ def from_bits(counts: Counts, dtype: str) -> Distribution:
     ordered, values, nan_count, inf_count = _ordered(counts, dtype)
     if not ordered.size:
         return Distribution(count=0, nan_count=nan_count, inf_count=inf_count, zeros=0)
-    count = int(ordered.sum())
-    weighted = ordered * values
-    mean = float(weighted.sum() / count)
-    deviations = (values - mean) ** 2
-    weighted_deviations = ordered * deviations
+    count, zeros, mean, m2, m4, squares = kernels_counts.weighted(ordered, values)
     moments = Moments(
         count=count,
-        zeros=int(ordered[values == 0].sum()),
+        zeros=zeros,
         nan_count=nan_count,
         inf_count=inf_count,
         mean=mean,
-        m2=float(weighted_deviations.sum()),
-        m4=float((weighted_deviations * deviations).sum()),
-        squares=float((weighted * values).sum()),
+        m2=m2,
+        m4=m4,
+        squares=squares,
         min=float(values[0]),
         max=float(values[-1]),
     )
@@ -120,15 +116,8 @@ def percentiles(counts: Counts, values: Floats, asked: Sequence[float] = PERCENT
         values: Ascending.
         asked: In percent.
     """
-    ends = np.cumsum(counts)
-    positions = (int(ends[-1]) - 1) * (np.asarray(asked, dtype=np.float64) / 100)
-    below = np.floor(positions)
-    lower = values[np.searchsorted(ends, below.astype(np.int64), side="right")]
-    upper = values[np.searchsorted(ends, np.ceil(positions).astype(np.int64), side="right")]
-    share, step = positions - below, upper - lower
-    # From the nearer end, like NumPy's own interpolation, so that the result is the same to the last bit.
-    found = np.where(share < 0.5, lower + step * share, upper - step * (1 - share))  # noqa: PLR2004 - the middle
-    return tuple(float(value) for value in found)
+    shares = np.asarray(asked, dtype=np.float64) / 100
+    return tuple(kernels_counts.interpolated(counts, values, shares).tolist())
 
 
 def assemble(moments: Moments, found: tuple[float, ...]) -> Distribution:
@@ -164,12 +153,7 @@ def _ordered(counts: Counts, dtype: str) -> tuple[Counts, Floats, int, int]:
     if dtype in float8.FORMATS:
         return _ordered_short(counts.reshape(-1, float8.PATTERNS).sum(axis=0), dtype)
     infinite = _FIRST_INFINITE[dtype]
-    positive, negative = counts[:infinite], counts[_HALF : _HALF + infinite]
-    magnitudes = _magnitudes(dtype)
-    # Of booleans: NumPy finds those that are set several times as fast as integers that are not 0.
-    above, below = np.flatnonzero(positive != 0), np.flatnonzero(negative != 0)[::-1]
-    ordered = np.concatenate((negative[below], positive[above]))
-    values = np.concatenate((-magnitudes[below], magnitudes[above])) + 0.0  # -0 becomes 0
+    ordered, values = kernels_counts.ordered(counts, _magnitudes(dtype))
     inf_count = int(counts[infinite] + counts[_HALF + infinite])
     nan_count = int(counts[infinite + 1 : _HALF].sum() + counts[_HALF + infinite + 1 :].sum())
     return ordered, values, nan_count, inf_count

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 from numba import njit
 
-from archaeologist.statistics import float8
+from archaeologist.statistics import float8, kernels_counts
 from archaeologist.statistics import kernels_lanes as lanes
 from archaeologist.statistics.sketch import WIDTH, position_signs
 
@@ -164,6 +164,7 @@ def load() -> None:
     dig(nothing, nothing, np.zeros(WINDOW_SIZE, np.int64), sums, counts, histogram, none, none, none)
     take_counts(histogram, np.zeros(BINS, np.int64))
     merge_moments(1, sums, 1, 0.0, 0.0, 0.0, 0.0)
+    kernels_counts.load()
 
 
 # Bits.

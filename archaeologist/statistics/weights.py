@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from archaeologist.statistics import kernels_counts
 from archaeologist.statistics.distribution import Distribution
 from contracts.artifacts import PERCENTILES, GlobalWeightStats, LayerWeightStats, TensorWeights
 
@@ -70,12 +71,7 @@ def dead_count(squares: Floats) -> int:
     Args:
         squares: Σx² of each, float64.
     """
-    if not squares.size:
-        return 0
-    norms = np.sqrt(squares)
-    # The median may reorder our copy, for counting does not mind: a large vocabulary's rows are not copied once more.
-    median = np.median(norms, overwrite_input=True)
-    return int(np.count_nonzero(norms <= DEAD_SHARE * median))
+    return int(kernels_counts.at_most(squares, DEAD_SHARE)) if squares.size else 0
 
 
 def growth_of(squares: float, reference_squares: float) -> float | None:
