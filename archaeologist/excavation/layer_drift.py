@@ -45,6 +45,7 @@ def excavate(excavation: Excavation, on_progress: OnProgress) -> tuple[LayerDrif
         drift_stats={name: select_block(drift, metrics) for name, drift in found.drift.items()},
         global_drift_stats=whole,
         compute_duration_sec=round(time.perf_counter() - started, 6),
+        device=found.device,
         job_key=job.job_key,
         job_id=job.job_id,
         base_fingerprint=base.fingerprint,

@@ -65,7 +65,7 @@ def excavate(excavation: Excavation, on_progress: OnProgress) -> tuple[LayerStat
         reference_coverage=found.plan.reference_coverage,
         comparison=found.plan.comparison,
         sketch=_sketch_info(excavation) if found.has_sketch else None,
-        device=forward.forward.device if forward.forward else "cpu",
+        device=forward.forward.device if forward.forward else found.device,
         not_computed={name: as_named(why, job) for name, why in not_computed.items()},
         warnings=(*job.notes, *(as_named(warning, job) for warning in found.warnings)),
         worker=excavation.worker,

@@ -1,12 +1,14 @@
 """The optional analyses of single matrices, beside the walk: spectra of the changes, power laws of the weights.
 
 The bytes are those that the walk keeps of the transformer blocks; embeddings and heads, which it does not keep, are
-read again in slices. What is held of a matrix is its smaller side's Gram matrix and one slice.
+read again in slices. What is held of a matrix is its smaller side's Gram matrix and one slice. Gram matrix and
+eigenvalues are an ``Algebra``'s: NumPy's on the CPU, or torch's on a GPU (``forward/algebra.py``), until that fails.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +42,35 @@ _AXES: Final = 2
 
 class UnfitMatrixError(Exception):
     """A matrix is left out of an analysis; the message says why."""
+
+
+class Algebra(Protocol):
+    """Where the arithmetic is done."""
+
+    device: str
+    """As torch names it."""
+
+    def squares(self, slices: Iterator[Floats], *, side: int) -> Floats | None:
+        """Squared singular values of the matrix of these rows, as ``spectrum.settled`` has them; None: not finite.
+
+        Args:
+            slices: (any number, side), float64.
+            side: Columns of each.
+
+        Raises:
+            numpy.linalg.LinAlgError: The iteration does not converge.
+            RuntimeError: A GPU failed, or its memory did not suffice.
+        """
+
+
+class _Processor:
+    """The CPU's."""
+
+    device = "cpu"
+
+    def squares(self, slices: Iterator[Floats], *, side: int) -> Floats | None:
+        products = gram(slices, side=side)
+        return eigenvalues(products) if np.isfinite(products).all() else None
 
 
 class _Source(Struct, frozen=True, kw_only=True):
@@ -99,6 +130,8 @@ class Matrices:
             self._measures["spectra"] = self._spectrum
         elif "spectra" in analyses:
             self.not_computed["spectra"] = "there is no reference to take a change from"
+        self.warnings: tuple[str, ...] = ()
+        self._algebra: Algebra = _Processor()
         self._found: dict[tuple[str, str, str], Spectrum | PowerLaw] = {}
         self._left_out: dict[str, dict[str, list[str]]] = {}
 
@@ -112,8 +145,32 @@ class Matrices:
             if block.layer_type == "transformer_block" and any(len(pair.target.shape) == _AXES for pair in block.pairs)
         )
 
-    def through(self, blocks: Iterator[BlockResult]) -> Iterator[BlockResult]:
-        """The walk's blocks, each after its matrices were looked at."""
+    def largest_side(self) -> int:
+        """The largest smaller side of the matrices that are looked at; 0: none is."""
+        return max(_sides(self._plan.pairs()), default=0) if self._measures else 0
+
+    @property
+    def device(self) -> str:
+        """Where the matrices are looked at."""
+        return self._algebra.device
+
+    def warn(self, *what: str) -> None:
+        """Adds warnings about what was asked for."""
+        self.warnings += tuple(f"{listed(list(self._measures))}: {one}" for one in what)
+
+    def give_up(self, reason: str) -> None:
+        """Leaves out whatever was asked for."""
+        self.not_computed |= dict.fromkeys(self._measures, reason)
+        self._measures.clear()
+
+    def through(self, blocks: Iterator[BlockResult], *, gpu: Algebra | None = None) -> Iterator[BlockResult]:
+        """The walk's blocks, each after its matrices were looked at.
+
+        Args:
+            blocks: As they come.
+            gpu: Where the arithmetic is done as long as it can be done there, one matrix at a time; None: the CPU.
+        """
+        self._algebra = gpu or self._algebra
         for block in blocks:
             if self._measures:
                 self._look(block)
@@ -163,8 +220,9 @@ class Matrices:
                 self._found[analysis, block.block.name, pair.within] = one
 
     def _lanes(self, pairs: Sequence[Pair]) -> int:
-        sides = [side for pair in pairs if (side := min(pair.target.shape)) <= MAX_SIDE]
-        return max(1, min(self._threads, _MEMORY // (16 * max(sides, default=1) ** 2)))
+        if not isinstance(self._algebra, _Processor):
+            return 1
+        return max(1, min(self._threads, _MEMORY // (16 * max(_sides(pairs), default=1) ** 2)))
 
     def _measured(self, analysis: str, pair: Pair, block: BlockResult) -> Spectrum | PowerLaw | str:
         """What was found of a matrix, or why nothing."""
@@ -180,36 +238,54 @@ class Matrices:
             msg = "no tensor of that name and shape in the reference"
             raise UnfitMatrixError(msg)
         theirs = _Source(entry=pair.reference, reader=self._reference, at_hand=block.reference.get(pair.reference.name))
-        return spectrum(_gram(self._target_source(pair, block), theirs))
+        return spectrum(self._squares(self._target_source(pair, block), theirs))
 
     def _power_law(self, pair: Pair, block: BlockResult) -> PowerLaw:
-        found = fitted(eigenvalues(_gram(self._target_source(pair, block))))
+        found = fitted(self._squares(self._target_source(pair, block)))
         if found is None:
             msg = f"fewer than {FEWEST} eigenvalues above 0, or all alike"
             raise UnfitMatrixError(msg)
         return found
 
+    def _squares(self, source: _Source, less: _Source | None = None) -> Floats:
+        """Squared singular values of a matrix, or of its difference from another one."""
+        shape = source.entry.shape
+        if len(shape) != _AXES:
+            msg = f"{len(shape)} axes, a matrix has 2"
+            raise UnfitMatrixError(msg)
+        side = min(shape)
+        if side > MAX_SIDE:
+            msg = f"smaller side above {MAX_SIDE}"
+            raise UnfitMatrixError(msg)
+        # Infinity less infinity is NaN, and told below.
+        with np.errstate(invalid="ignore", over="ignore"):
+            try:
+                found = self._algebra.squares(_slices(source, less), side=side)
+            except RuntimeError as error:
+                self._give_up_gpu(error)
+                found = self._algebra.squares(_slices(source, less), side=side)
+        if found is None:
+            msg = "NaN or infinite values"
+            raise UnfitMatrixError(msg)
+        return found
+
+    def _give_up_gpu(self, error: RuntimeError) -> None:
+        """Goes on with the CPU."""
+        if isinstance(self._algebra, _Processor):
+            raise error
+        traceback.print_exc()
+        reason = str(error).split("\n", maxsplit=1)[0]
+        self.warn(f"on the CPU after the GPU failed: {reason}")
+        self._algebra = _Processor()
+
     def _target_source(self, pair: Pair, block: BlockResult) -> _Source:
         return _Source(entry=pair.target, reader=self._target, at_hand=block.target.get(pair.target.name))
 
 
-def _gram(source: _Source, less: _Source | None = None) -> Floats:
-    """The Gram matrix of the smaller side, of a matrix or of its difference from another one."""
-    shape = source.entry.shape
-    if len(shape) != _AXES:
-        msg = f"{len(shape)} axes, a matrix has 2"
-        raise UnfitMatrixError(msg)
-    side = min(shape)
-    if side > MAX_SIDE:
-        msg = f"smaller side above {MAX_SIDE}"
-        raise UnfitMatrixError(msg)
-    # Infinity less infinity is NaN, and told below.
-    with np.errstate(invalid="ignore", over="ignore"):
-        products = gram(_slices(source, less), side=side)
-    if not np.isfinite(products).all():
-        msg = "NaN or infinite values"
-        raise UnfitMatrixError(msg)
-    return products
+def _sides(pairs: Iterable[Pair]) -> list[int]:
+    """Smaller sides of the matrices that are not too large."""
+    shapes = (pair.target.shape for pair in pairs)
+    return [min(shape) for shape in shapes if len(shape) == _AXES and min(shape) <= MAX_SIDE]
 
 
 def _slices(source: _Source, less: _Source | None) -> Iterator[Floats]:

@@ -6,13 +6,14 @@ warning, not the job.
 
 import collections
 import contextlib
+import os
 import platform
 import sys
 import time
 import traceback
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numba
 import numpy as np
@@ -24,7 +25,13 @@ from archaeologist.checkpoints.index import CheckpointIndex
 from archaeologist.checkpoints.layout import check_contents
 from archaeologist.checkpoints.names import expert_of, is_bias
 from archaeologist.checkpoints.reader import Pace
-from archaeologist.errors import ArchaeologistError, CheckpointError, NothingComparable, TemporaryError
+from archaeologist.errors import (
+    ArchaeologistError,
+    CheckpointError,
+    DeviceUnavailable,
+    NothingComparable,
+    TemporaryError,
+)
 from archaeologist.excavation.forward.found import Found
 from archaeologist.excavation.forward.tokens import find_tokenizer, has_tokenizer
 from archaeologist.excavation.forward.way import GpuGaveUpError, Way
@@ -66,7 +73,11 @@ from contracts.artifacts import (
 from contracts.messages import DEFAULT_PROBES, Excavation, Job, Side
 
 if TYPE_CHECKING:
+    from archaeologist.excavation.forward.algebra import GpuAlgebra
     from archaeologist.excavation.forward.probing import Probing
+
+DRIVERS: Final = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""Where a driver of NVIDIA, of Windows beneath its Linux, or of AMD shows itself: without one torch sees no GPU."""
 
 
 class Survey(Struct, frozen=True, kw_only=True):
@@ -85,6 +96,8 @@ class Survey(Struct, frozen=True, kw_only=True):
     forward: Found | None = None
     """What running the model gave; None where that was not asked for."""
     has_sketch: bool = False
+    device: str = "cpu"
+    """Where matrices were looked at, in the end."""
     not_computed: dict[str, str] = {}
     """Optional analyses of matrices that are missing, and why."""
     warnings: tuple[str, ...] = ()
@@ -174,7 +187,8 @@ def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgr
         built = time.perf_counter()
         # Closed here whoever ends it: a sketch is removed after an error.
         sketched = files.enter_context(contextlib.closing(_sketched(walk.blocks(), plan, excavation)))
-        blocks = exact(matrices.through(sketched), subjects)
+        gpu = _algebra(excavation, matrices, probing)
+        blocks = exact(matrices.through(sketched, gpu=gpu), subjects)
         found = _collect(plan, target.index, probing.through(blocks) if probing and is_lockstep else blocks)
         if probing and not is_lockstep:
             collections.deque(probing.through(iter(())), maxlen=0)
@@ -193,10 +207,11 @@ def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgr
         adapter=described(opened, target),
         weights=matrices.in_weights(found.weights),
         drift=matrices.in_drift(found.drift),
+        device=matrices.device,
         not_computed=matrices.not_computed,
         forward=forward,
         has_sketch=excavation.sketch_path is not None,
-        warnings=_warnings(found),
+        warnings=(*_warnings(found), *matrices.warnings),
         timings={stage: round(seconds, 6) for stage, seconds in stages.items()},
     )
 
@@ -253,6 +268,28 @@ def _probing(
         traceback.print_exc()
         return None, Found(not_computed={"activations": f"the model failed: {type(error).__name__}: {error}"})
     return files.enter_context(probing), None
+
+
+def _algebra(excavation: Excavation, matrices: Matrices, probing: "Probing | None") -> "GpuAlgebra | None":
+    """Where matrices are looked at: on the models' GPU, else on one that is looked for; None: the CPU."""
+    side, asked = matrices.largest_side(), excavation.gpu.device
+    if side == 0:
+        return None
+    if probing is not None:
+        return probing.algebra()
+    # To import torch takes seconds: only for a GPU that is there, or that the settings insist on.
+    if asked == "cpu" or (asked == "auto" and not any(map(os.path.exists, DRIVERS))):
+        return None
+    with uncollected():
+        from archaeologist.excavation.forward.algebra import chosen  # noqa: PLC0415 - imports torch
+
+    try:
+        gpu, steps = chosen(excavation.gpu, side=side)
+    except DeviceUnavailable as error:
+        matrices.give_up(f"{error.code}: {error}")
+        return None
+    matrices.warn(*steps)
+    return gpu
 
 
 def _tokenizer_folder(opened: Opened, model: Opened) -> Path:

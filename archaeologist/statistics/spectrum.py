@@ -28,9 +28,7 @@ def gram(slices: Iterable[Floats], *, side: int) -> Floats:
 
 
 def eigenvalues(products: Floats) -> Floats:
-    """Squared singular values of X from XᵀX, ascending; what rounding left of zeros is 0.
-
-    A value counts as 0 below side·ε of the largest: singular values below about 5e-7 of the largest at a side of 1024.
+    """Squared singular values of X from XᵀX, as ``settled`` has them.
 
     Args:
         products: (side, side), symmetric and finite.
@@ -38,25 +36,28 @@ def eigenvalues(products: Floats) -> Floats:
     Raises:
         numpy.linalg.LinAlgError: The iteration does not converge.
     """
-    found = np.linalg.eigvalsh(products)
+    return settled(np.linalg.eigvalsh(products).astype(np.float64, copy=False))
+
+
+def settled(found: Floats) -> Floats:
+    """Eigenvalues of XᵀX as they came, ascending, without what rounding left of zeros.
+
+    A value counts as 0 below side·ε of the largest: singular values below about 5e-7 of the largest at a side of 1024.
+    """
     least = (float(found[-1]) if found.size else 0.0) * len(found) * np.finfo(np.float64).eps
     return np.where(found > max(least, 0.0), found, 0.0)
 
 
-def spectrum(products: Floats) -> Spectrum:
-    """The spectrum of X from XᵀX. Ranks are from 1 to the smaller side, and None where X is 0.
+def spectrum(squares: Floats) -> Spectrum:
+    """The spectrum of X from its squared singular values. Ranks are from 1 to the smaller side, and None where X is 0.
 
     ``sigma_1`` is the root of the largest eigenvalue; ``stable_rank`` ‖X‖²/σ₁² (Rudelson and Vershynin 2007, arXiv
     math/0503442); ``participation_rank`` ‖X‖⁴/‖XXᵀ‖² = (Σσ²)²/Σσ⁴; ``effective_rank`` exp of the entropy of σ/Σσ (Roy
     and Vetterli, EUSIPCO 2007). Norms are Frobenius'.
 
     Args:
-        products: XᵀX of the smaller side, (side, side), finite.
-
-    Raises:
-        numpy.linalg.LinAlgError: The iteration does not converge.
+        squares: Of the smaller side, ascending, as ``settled`` has them.
     """
-    squares = eigenvalues(products)
     largest = float(squares[-1]) if squares.size else 0.0
     if largest == 0:
         return Spectrum(sigma_1=0.0)

@@ -49,7 +49,7 @@ def analysed(target: Path, reference: Path | None = None, *, probes: str = "defa
     job = layer_stats_job(
         sides[-1],
         sides[0] if reference else None,
-        options=JobOptions(probe_dataset=probes, max_probe_tokens=limit),
+        options=JobOptions(probe_dataset=probes, max_probe_tokens=limit, analyses=options.pop("analyses", ())),
     )
     folder = target.parent / "artifacts"
     folder.mkdir(exist_ok=True)

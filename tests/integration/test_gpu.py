@@ -3,7 +3,7 @@
 What CUDA itself does is tested only on a machine with a GPU, by the tests that ask for the fixture ``gpu``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from archaeologist.errors import GpuMemoryShort
 from archaeologist.excavation.forward import device
 from archaeologist.excavation.forward.activations import ActivationStatistics
+from archaeologist.excavation.forward.algebra import GpuAlgebra
 from archaeologist.excavation.forward.device import Choice, Gpu
 from archaeologist.excavation.forward.head import Head
 from archaeologist.job import EXIT_TEMPORARY, _failed
@@ -113,6 +114,40 @@ def test_memory_that_runs_out_means_smaller_batches_and_the_artifact_says_so(
     assert theirs is not None
     assert mine.positions == theirs.positions
     assert mine.loss == pytest.approx(theirs.loss, rel=1e-2)
+
+
+def test_matrices_are_looked_at_on_the_gpu_that_the_model_runs_on(
+    monkeypatch: pytest.MonkeyPatch, pretence: Pretence, folder: Path, tmp_path: Path
+) -> None:
+    sides: list[int] = []
+
+    def squares(algebra: GpuAlgebra, slices: Iterator[Any], *, side: int) -> Any:
+        sides.append(side)
+        return real(algebra, slices, side=side)
+
+    real = GpuAlgebra.squares
+    monkeypatch.setattr(GpuAlgebra, "squares", squares)
+    other = checkpoint(tmp_path / "2", model("llama", seed=4, vocab_size=VOCABULARY))
+    plain = analysed(folder, other, analyses=("spectra",))
+    assert sides == []
+    artifact = analysed(folder, other, gpu=GpuOptions(), analyses=("spectra",))
+    assert len(pretence.claimed) == 2
+    assert pretence.claimed[0] == "cpu"
+    mine, theirs = (
+        {
+            (block, within): tensor.spectrum
+            for block, drift in found.drift_stats.items()
+            for within, tensor in drift.tensors.items()
+            if tensor.spectrum is not None
+        }
+        for found in (artifact, plain)
+    )
+    assert len(sides) == len(mine) > 0
+    assert mine.keys() == theirs.keys()
+    for name, spectrum in mine.items():
+        expected = theirs[name]
+        assert spectrum.sigma_1 == pytest.approx(expected.sigma_1, rel=1e-9), name
+        assert spectrum.effective_rank == pytest.approx(expected.effective_rank, rel=1e-9), name
 
 
 def test_a_survey_that_begins_again_leaves_the_sketch_of_the_last_one(

@@ -20,6 +20,7 @@ from archaeologist.checkpoints.reader import Reader
 from archaeologist.errors import ArchaeologistError, CheckpointError, GpuMemoryShort, ModelUnsupported
 from archaeologist.excavation.forward import device
 from archaeologist.excavation.forward.activations import ActivationStatistics
+from archaeologist.excavation.forward.algebra import GpuAlgebra
 from archaeologist.excavation.forward.attention import Attention
 from archaeologist.excavation.forward.found import Found
 from archaeologist.excavation.forward.generation import NotGeneratedError, generate
@@ -126,6 +127,11 @@ class Probing:
     def __exit__(self, *_: object) -> None:
         """Ends the threads."""
         self._stack.close()
+
+    def algebra(self) -> GpuAlgebra | None:
+        """The arithmetic of matrices on the GPU that the models run on; None: they run on the CPU."""
+        gpu = self._choice.gpu
+        return GpuAlgebra(gpu, self._device) if gpu is not None else None
 
     def timings(self) -> dict[str, float]:
         """Seconds of the forward passes by stage, as ``Lockstep`` has them."""

@@ -1,16 +1,23 @@
 """Analyses of matrices beside the walk, against the matrices as they were written."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+from msgspec.structs import replace
 
-from archaeologist.errors import CheckpointError
-from archaeologist.excavation import layer_stats, matrices
+from archaeologist.errors import CheckpointError, GpuMemoryShort
+from archaeologist.excavation import layer_stats, matrices, survey
+from archaeologist.excavation.forward import device
+from archaeologist.excavation.forward.algebra import GpuAlgebra
+from archaeologist.excavation.forward.device import Gpu
 from archaeologist.statistics.power_law import fitted
+from archaeologist.statistics.spectrum import eigenvalues
 from contracts.artifacts import LayerStats, Spectrum
-from contracts.messages import Analysis, Excavation, JobOptions
+from contracts.messages import Analysis, Excavation, GpuOptions, JobOptions
 from tests.fixtures.jobs import layer_stats_job, side
 from tests.unit.excavation.checkpoints import Bits, bf16, wide, write
 
@@ -32,13 +39,19 @@ def tensors(seed: int, *, scale: float = 1.0) -> dict[str, Bits]:
     return {name: bf16(random.standard_normal(shape) * scale) for name, shape in SHAPES.items()}
 
 
-def analysed(target: Path, reference: Path | None, *analyses: Analysis) -> LayerStats:
+def analysed(
+    target: Path,
+    reference: Path | None,
+    *analyses: Analysis,
+    gpu: GpuOptions = GpuOptions(),  # noqa: B008 - frozen
+) -> LayerStats:
     job = layer_stats_job(
         side(target, 2),
         side(reference, 1) if reference else None,
         options=JobOptions(compute_activations=False, analyses=analyses),
     )
-    artifact, _ = layer_stats.excavate(Excavation(job=job, artifact_path=str(target / "a.tmp")), lambda _: None)
+    excavation = Excavation(job=job, artifact_path=str(target / "a.tmp"), gpu=gpu)
+    artifact, _ = layer_stats.excavate(excavation, lambda _: None)
     return artifact
 
 
@@ -149,3 +162,116 @@ def test_what_was_not_asked_for_is_not_there(tmp_path: Path) -> None:
     artifact = analysed(write(tmp_path / "b", tensors(1)), write(tmp_path / "a", tensors(2)))
     assert spectra(artifact) == {}
     assert artifact.not_computed == {}
+
+
+# On a GPU that is not there: torch computes on the CPU and is only told otherwise.
+
+GPU = Gpu(device="cuda:0", name="a GPU", total_bytes=24 * 10**9, free_bytes=20 * 10**9)
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """A GPU with a driver; what was looked for, as it is."""
+    looked: list[str] = []
+
+    def look(name: str) -> Gpu:
+        looked.append(name)
+        return GPU
+
+    monkeypatch.setattr(survey, "DRIVERS", (str(tmp_path),))
+    monkeypatch.setattr(device, "look", look)
+    monkeypatch.setattr(device, "claim", lambda _: torch.device("cpu"))
+    return looked
+
+
+def both(tmp_path: Path) -> tuple[Path, Path]:
+    return write(tmp_path / "b", tensors(1)), write(tmp_path / "a", tensors(2))
+
+
+def test_a_gpu_finds_what_the_cpu_does_and_the_artifact_names_it(pretended: list[str], tmp_path: Path) -> None:
+    target, reference = both(tmp_path)
+    artifact = analysed(target, reference, "spectra", "htsr")
+    plain = analysed(target, reference, "spectra", "htsr", gpu=GpuOptions(device="cpu"))
+    assert (pretended, artifact.device, plain.device) == (["auto"], "cuda:0", "cpu")
+    assert (artifact.warnings, artifact.not_computed) == (plain.warnings, plain.not_computed)
+    assert spectra(artifact)
+    for name, found in spectra(artifact).items():
+        check(found, wide(tensors(1)[name]) - wide(tensors(2)[name]))
+
+
+def test_a_gpu_that_fails_in_the_middle_costs_a_warning_and_no_number(
+    pretended: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done: list[int] = []
+
+    def squares(algebra: GpuAlgebra, slices: Iterator[Floats], *, side: int) -> Floats | None:
+        done.append(side)
+        if len(done) == 2:
+            next(slices)
+            msg = "CUDA out of memory. Tried to allocate 2.00 GiB\nand much more"
+            raise torch.OutOfMemoryError(msg)
+        return real(algebra, slices, side=side)
+
+    real = GpuAlgebra.squares
+    monkeypatch.setattr(GpuAlgebra, "squares", squares)
+    artifact = analysed(*both(tmp_path), "spectra")
+    assert pretended == ["auto"]
+    assert len(done) == 2
+    assert artifact.device == "cpu"
+    assert (
+        artifact.warnings[-1]
+        == "spectra: on the CPU after the GPU failed: CUDA out of memory. Tried to allocate 2.00 GiB"
+    )
+    assert set(spectra(artifact)) == {name for name, shape in SHAPES.items() if len(shape) == 2}
+    for name, found in spectra(artifact).items():
+        check(found, wide(tensors(1)[name]) - wide(tensors(2)[name]))
+
+
+def test_what_is_not_finite_is_left_out_on_a_gpu_too(pretended: list[str], tmp_path: Path) -> None:
+    broken = tensors(1)
+    broken["score.weight"][0, 0] = 0x7F80
+    artifact = analysed(write(tmp_path / "b", broken), write(tmp_path / "a", tensors(2)), "spectra")
+    assert pretended == ["auto"]
+    assert artifact.not_computed["spectra"] == "NaN or infinite values: score.weight"
+    assert artifact.device == "cuda:0"
+
+
+def test_without_a_driver_or_an_analysis_no_gpu_is_looked_for(
+    pretended: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    target, reference = both(tmp_path)
+    analysed(target, reference)
+    monkeypatch.setattr(survey, "DRIVERS", (str(tmp_path / "none"),))
+    assert spectra(analysed(target, reference, "spectra"))
+    assert pretended == []
+
+
+def test_a_gpu_that_is_insisted_on_and_not_there_costs_the_analysis_only(
+    pretended: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(device, "look", lambda _: None)
+    artifact = analysed(*both(tmp_path), "spectra", gpu=GpuOptions(device="cuda:1"))
+    assert artifact.not_computed["spectra"].startswith("device_unavailable: gpu.device is 'cuda:1': torch sees no such")
+    assert artifact.global_drift_stats is not None
+    assert pretended == []
+
+
+def test_a_full_gpu_means_the_cpu_or_waiting_as_the_settings_say(
+    pretended: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(device, "look", lambda _: replace(GPU, free_bytes=0))
+    folders = both(tmp_path)
+    artifact = analysed(*folders, "spectra")
+    assert (artifact.device, bool(spectra(artifact))) == ("cpu", True)
+    assert artifact.warnings[-1] == "spectra: 0.0 GB of a GPU may be used, 0.8 GB are needed: the CPU"
+    with pytest.raises(GpuMemoryShort):
+        analysed(*folders, "spectra", gpu=GpuOptions(when_full="wait"))
+    assert pretended == []
+
+
+def test_on_a_gpu_eigenvalues_are_numpys(gpu: torch.device) -> None:
+    x = np.random.default_rng(0).standard_normal((3000, 700)) * np.exp(-0.01 * np.arange(700))
+    found = GpuAlgebra(GPU, gpu).squares(iter([x[:1000], x[1000:]]), side=700)
+    assert found is not None
+    expected = eigenvalues(x.T @ x)
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12 * expected[-1])
