@@ -109,7 +109,7 @@ class Walk:
             on_progress: Called in the iterating thread after each block, and twice a second.
             read_values: Values read at a time, a multiple of the kernel's piece; it changes no result.
         """
-        self._plan = plan
+        self._plan, self._size_bytes = plan, plan.size_bytes
         self._target = target
         self._reference = reference
         self._has_sketch = has_sketch
@@ -148,7 +148,7 @@ class Walk:
         if not self._is_started:
             return
         self._is_over.set()
-        self._room.give(self._plan.size_bytes)
+        self._room.give(self._size_bytes)
         for thread in self._threads:
             thread.join()
         self._spare.clear()
@@ -220,7 +220,7 @@ class Walk:
         return spare.pop() if spare else np.empty(size, np.uint8)
 
     def _report(self, number: int) -> None:
-        done, total = self._bytes_read, self._plan.size_bytes
+        done, total = self._bytes_read, self._size_bytes
         elapsed = time.monotonic() - self._started
         self._on_progress(
             Progress(
