@@ -69,8 +69,9 @@ BINS: Final = 65_536
 
 _SIGNS: Final = np.where(np.stack([position_signs(), -position_signs()]) < 0, 0x8000, 0).astype(np.uint16)
 """The sign bit of each position in a block of the sketch, as it is and turned."""
-UNCOUNTED, DIRECT = 0, 16
-"""Forms of values beside their width in bytes: as it is, but not counted; both sides bfloat16, not decoded."""
+UNCOUNTED, DIRECT_BF16, DIRECT_F16 = 0, 16, 17
+"""Forms of values beside their width in bytes: as it is, but not counted; 16-bit floats on both sides, not decoded."""
+_HAS_F16: Final = lanes.HAS_FLOAT16
 _SHORT_VALUES: Final = np.stack([float8.values(dtype) for dtype in float8.FORMATS]).view(np.uint32)
 _MAGNITUDE: Final = np.uint32(0x7FFFFFFF)
 _INFINITE: Final = np.uint32(0x7F800000)
@@ -108,7 +109,7 @@ def dig(target, reference, window, sums, counts, histogram, rows, columns, sketc
     count = target.size // width
     x, y, z = np.empty(PIECE, np.uint32), np.empty(PIECE, np.uint32), np.empty(PIECE, np.uint32)
     spare, added, found = np.zeros(PIECE), np.zeros((lanes.SUMS, lanes.LANES)), np.zeros(lanes.FOUND, np.int64)
-    is_direct = kind == BF16 and other in (BF16, ABSENT)
+    is_direct = (kind == BF16 or (kind == F16 and _HAS_F16)) and other in (kind, ABSENT)
     for first in range(0, count, PIECE):
         size = min(PIECE, count - first)
         mine, raw, start = x[:size], target[first * width : (first + size) * width], window[START] + first
@@ -116,12 +117,12 @@ def dig(target, reference, window, sums, counts, histogram, rows, columns, sketc
         if other != ABSENT:
             theirs, raw_y = y[:size], reference[first * other_width : (first + size) * other_width]
         if is_direct:
-            _compare_stored(raw, raw if other == ABSENT else raw_y, found)
+            _compare_stored(kind, raw, raw if other == ABSENT else raw_y, found)
             is_frozen = kind == other and found[lanes.CHANGED] == 0
         else:
             is_frozen = kind == other and _is_equal(raw, raw_y)
         if is_direct and found[lanes.NONFINITE] == 0:
-            form = DIRECT
+            form = DIRECT_BF16 if kind == BF16 else DIRECT_F16
             has_drift = other != ABSENT and not is_frozen
         else:
             form = width
@@ -284,8 +285,10 @@ def _add_run(form, has_drift, x, y, raw, raw_y, columns, added, histogram, first
     """As ``kernels_lanes`` has it; what is left over of eight goes to the first lanes."""
     full = count // lanes.LANES * lanes.LANES
     if has_drift:
-        if form == DIRECT:
+        if form == DIRECT_BF16:
             lanes.pair_bfloat16(x, y, raw, raw_y, columns, added, histogram, first, column, full)
+        elif form == DIRECT_F16:
+            lanes.pair_float16(x, y, raw, raw_y, columns, added, histogram, first, column, full)
         elif form == 1:
             lanes.pair_1(x, y, raw, raw_y, columns, added, histogram, first, column, full)
         elif form == 2:  # noqa: PLR2004 - bytes
@@ -294,8 +297,10 @@ def _add_run(form, has_drift, x, y, raw, raw_y, columns, added, histogram, first
             lanes.pair_uncounted(x, y, raw, raw_y, columns, added, histogram, first, column, full)
         else:
             lanes.pair_4(x, y, raw, raw_y, columns, added, histogram, first, column, full)
-    elif form == DIRECT:
+    elif form == DIRECT_BF16:
         lanes.alone_bfloat16(x, y, raw, raw_y, columns, added, histogram, first, column, full)
+    elif form == DIRECT_F16:
+        lanes.alone_float16(x, y, raw, raw_y, columns, added, histogram, first, column, full)
     elif form == 1:
         lanes.alone_1(x, y, raw, raw_y, columns, added, histogram, first, column, full)
     elif form == 2:  # noqa: PLR2004 - bytes
@@ -304,13 +309,13 @@ def _add_run(form, has_drift, x, y, raw, raw_y, columns, added, histogram, first
         lanes.alone_4(x, y, raw, raw_y, columns, added, histogram, first, column, full)
     for i in range(full, count):
         lane = i - full
-        a = lanes.value_of(_bits_of(form, x, raw, first + i))
+        a = _value_at(form, x, raw, first + i)
         added[lanes.SQUARES, lane] += a * a
         columns[column + i] += a * a
         if form != UNCOUNTED:
-            histogram[0, _pattern(raw, first + i, 2 if form == DIRECT else form)] += np.uint32(1)
+            histogram[0, _pattern(raw, first + i, 2 if form >= DIRECT_BF16 else form)] += np.uint32(1)
         if has_drift:
-            b = lanes.value_of(_bits_of(form, y, raw_y, first + i))
+            b = _value_at(form, y, raw_y, first + i)
             d = a - b
             added[lanes.DIFFERENCE, lane] += d * d
             added[lanes.REFERENCE_SQUARES, lane] += b * b
@@ -323,7 +328,7 @@ def _add_to_sketch(form, size, x, raw, start, window, sketch):
     """Adds a piece, which is a block of the sketch, or less at a tensor's end."""
     if window[SKETCHED] == WHOLE:
         for i in range(size):
-            sketch[start + i] = lanes.value_of(_bits_of(form, x, raw, i))
+            sketch[start + i] = _value_at(form, x, raw, i)
         return
     turn, offset = _drawn(np.uint64(window[KEY]) + np.uint64(start // PIECE))
     signs = _SIGNS[turn]
@@ -333,9 +338,12 @@ def _add_to_sketch(form, size, x, raw, start, window, sketch):
     # Eight at a time where a line of the sketch begins; in the line in which the rotation comes round, one by one.
     seam = offset // lanes.LANES * lanes.LANES
     after = -(-offset // lanes.LANES) * lanes.LANES
-    if form == DIRECT:
+    if form == DIRECT_BF16:
         lanes.project_bfloat16(x, raw, signs, sketch, PIECE - offset, 0, seam)
         lanes.project_bfloat16(x, raw, signs, sketch, after - offset, after, PIECE - after)
+    elif form == DIRECT_F16:
+        lanes.project_float16(x, raw, signs, sketch, PIECE - offset, 0, seam)
+        lanes.project_float16(x, raw, signs, sketch, after - offset, after, PIECE - after)
     else:
         lanes.project_decoded(x, raw, signs, sketch, PIECE - offset, 0, seam)
         lanes.project_decoded(x, raw, signs, sketch, after - offset, after, PIECE - after)
@@ -346,14 +354,21 @@ def _add_to_sketch(form, size, x, raw, start, window, sketch):
 @njit(nogil=True, cache=True)
 def _add_singly(form, x, raw, signs, sketch, offset, first, stop):
     for i in range(first, stop):
-        value = lanes.value_of(_bits_of(form, x, raw, i))
+        value = _value_at(form, x, raw, i)
         sketch[(i + offset) % PIECE] += -value if signs[i] else value
 
 
 @njit(nogil=True, cache=True)
-def _bits_of(form, decoded, raw, i):
-    """One value as the bits of float32."""
-    return np.uint32(_pattern(raw, i, 2) << 16) if form == DIRECT else decoded[i]
+def _value_at(form, decoded, raw, i):
+    """One value as float64; of float16 as stored a finite one."""
+    if form < DIRECT_BF16:
+        return lanes.value_of(decoded[i])
+    short = _pattern(raw, i, 2)
+    if form == DIRECT_BF16:
+        return lanes.value_of(np.uint32(short << 16))
+    # Exponent and fraction moved into place are the value over 2^112, subnormals included.
+    magnitude = lanes.value_of(np.uint32((short & 0x7FFF) << 13)) * 2.0**112
+    return -magnitude if short & 0x8000 else magnitude
 
 
 @njit(nogil=True, cache=True)
@@ -403,14 +418,18 @@ def _is_equal(mine, theirs):
 
 
 @njit(nogil=True, cache=True)
-def _compare_stored(raw, raw_y, found):
-    """What the bits of bfloat16 say, as stored."""
+def _compare_stored(kind, raw, raw_y, found):
+    """What the bits of 16-bit floats say, as stored."""
     count = raw.size // 2
     full = count // _AT_ONCE_2 * _AT_ONCE_2
     found[:] = 0
-    lanes.compare_bfloat16(raw, raw_y, found, full)
+    if kind == BF16:
+        lanes.compare_bfloat16(raw, raw_y, found, full)
+    else:
+        lanes.compare_float16(raw, raw_y, found, full)
+    infinite = 0x7F80 if kind == BF16 else 0x7C00
     for i in range(full, count):
-        _compare_one(np.uint32(_pattern(raw, i, 2) << 16), np.uint32(_pattern(raw_y, i, 2) << 16), found)
+        _compare_one(_pattern(raw, i, 2), _pattern(raw_y, i, 2), 0x7FFF, infinite, found)
 
 
 @njit(nogil=True, cache=True)
@@ -420,15 +439,15 @@ def _compare_decoded(x, y, found):
     found[:] = 0
     lanes.compare_float32(x, y, found, full)
     for i in range(full, x.size):
-        _compare_one(x[i], y[i], found)
+        _compare_one(np.int64(x[i]), np.int64(y[i]), 0x7FFFFFFF, 0x7F800000, found)
 
 
 @njit(nogil=True, cache=True)
-def _compare_one(mine, theirs, found):
-    size, other_size = mine & _MAGNITUDE, theirs & _MAGNITUDE
+def _compare_one(mine, theirs, magnitude, infinite, found):
+    size, other_size = mine & magnitude, theirs & magnitude
     found[lanes.CHANGED] += mine != theirs
-    found[lanes.SIGN_FLIPS] += (mine ^ theirs) > _MAGNITUDE and size != 0 and other_size != 0
-    found[lanes.NONFINITE] += size >= _INFINITE or other_size >= _INFINITE
+    found[lanes.SIGN_FLIPS] += (mine ^ theirs) > magnitude and size != 0 and other_size != 0
+    found[lanes.NONFINITE] += size >= infinite or other_size >= infinite
 
 
 @njit(nogil=True, cache=True)

@@ -12,10 +12,12 @@ changed or changed their sign (``compare_…``), and the signs that values get i
 Called by ``kernels`` alone.
 """
 
+import platform
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -31,6 +33,7 @@ CHANGED, SIGN_FLIPS, NONFINITE, FOUND = range(4)
 _I8, _I16, _I32, _I64, _F64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.DoubleType()
 _SHORTS: Final = ir.VectorType(_I16, LANES)
 _INTS: Final = ir.VectorType(_I32, LANES)
+_HALVES: Final = ir.VectorType(ir.HalfType(), LANES)
 _FLOATS: Final = ir.VectorType(ir.FloatType(), LANES)
 _DOUBLES: Final = ir.VectorType(_F64, LANES)
 _COMPARED_BYTES: Final = 64
@@ -42,8 +45,12 @@ class _Form(NamedTuple):
 
     counted_bytes: int
     """Of a value in its file; 0: patterns are not counted."""
-    is_bfloat16: bool = False
-    """On both sides, and taken straight from the files' bytes: ``x`` and ``y`` are not looked at."""
+    stored: str | None = None
+    """``BF16`` or ``F16`` on both sides, taken straight from the files' bytes: ``x`` and ``y`` are not looked at."""
+
+
+HAS_FLOAT16: Final = platform.machine() == "aarch64" or get_host_cpu_features().get("f16c", False)
+"""Whether the processor widens float16 itself."""
 
 
 def compared_at_once(value_bytes: int) -> int:
@@ -78,34 +85,29 @@ class _Code:
         before = self.load(name, index, _DOUBLES)
         self.store(name, index, self.builder.fadd(before, values, flags=("contract",)))
 
-    def widened(self, bits: ir.Value) -> ir.Value:
-        """The float64 of eight float32, given as their bits."""
+    def values(self, side: str, index: ir.Value, form: _Form, *, signs: ir.Value | None = None) -> ir.Value:
+        """Eight values of ``x`` or ``y`` as float64, exact; with ``signs``, 16 bits each, the top one turns theirs."""
+        builder = self.builder
+        if form.stored is None:
+            bits = self.load(side, index, _INTS)
+            return self._widened(builder.xor(bits, self._lifted(signs)) if signs else bits)
+        place = builder.mul(index, ir.Constant(_I64, 2))
+        shorts = self.load(f"raw_{side}", place, _SHORTS, align=1)
+        shorts = builder.xor(shorts, signs) if signs else shorts
+        if form.stored == "F16":
+            return builder.fpext(builder.bitcast(shorts, _HALVES), _DOUBLES)
+        return self._widened(self._lifted(shorts))
+
+    def _widened(self, bits: ir.Value) -> ir.Value:
         return self.builder.fpext(self.builder.bitcast(bits, _FLOATS), _DOUBLES)
 
-    def lifted(self, shorts: ir.Value) -> ir.Value:
+    def _lifted(self, shorts: ir.Value) -> ir.Value:
         """Eight times 16 bits as the upper half of 32: bfloat16 as float32."""
         return self.builder.shl(self.builder.zext(shorts, _INTS), _splat(_INTS, 16))
 
     def advance(self, name: str, count: ir.Value) -> None:
         """The array begins so many entries later."""
         self.data[name] = self.builder.gep(self.data[name], [count])
-
-    def signed(self, side: str, index: ir.Value, form: _Form) -> ir.Value:
-        """Eight values as the bits of float32, with the sketch's signs."""
-        signs = self.load("signs", index, _SHORTS, align=2)
-        if not form.is_bfloat16:
-            return self.builder.xor(self.load(side, index, _INTS), self.lifted(signs))
-        return self.lifted(self.builder.xor(self.stored(side, index), signs))
-
-    def bits(self, side: str, index: ir.Value, form: _Form) -> ir.Value:
-        """Eight values of ``x`` or ``y`` as the bits of float32."""
-        if not form.is_bfloat16:
-            return self.load(side, index, _INTS)
-        return self.lifted(self.stored(side, index))
-
-    def stored(self, side: str, index: ir.Value) -> ir.Value:
-        """Eight bfloat16 straight from their bytes."""
-        return self.load(f"raw_{side}", self.builder.mul(index, ir.Constant(_I64, 2)), _SHORTS, align=1)
 
 
 class _Summing:
@@ -120,12 +122,12 @@ class _Summing:
     def step(self, index: ir.Value, form: _Form, *, has_reference: bool) -> None:
         """Adds the eight values from ``index`` on."""
         code = self._code
-        x = code.widened(code.bits("x", index, form))
+        x = code.values("x", index, form)
         squares = code.builder.fmul(x, x, flags=("contract",))
         self._accumulate(SQUARES, squares)
         code.add_into("columns", index, squares)
         if has_reference:
-            self._compare(x, code.widened(code.bits("y", index, form)))
+            self._compare(x, code.values("y", index, form))
         self._count(index, form.counted_bytes)
 
     def finish(self) -> None:
@@ -163,12 +165,12 @@ class _Summing:
 class _Comparing:
     """What the bits of two sides say, a register's width at a time."""
 
-    def __init__(self, code: _Code, *, value_bytes: int) -> None:
+    def __init__(self, code: _Code, *, infinite: int, value_bytes: int) -> None:
         self._code, self._value_bytes = code, value_bytes
         kind = ir.IntType(8 * value_bytes)
         self._kind = ir.VectorType(kind, compared_at_once(value_bytes))
         self._magnitude = _splat(self._kind, (1 << kind.width - 1) - 1)
-        self._infinite = _splat(self._kind, 0x7F80 << kind.width - 16)
+        self._infinite = _splat(self._kind, infinite)
         self._top = code.register(self._kind, _splat(self._kind, 0))
         self._counts = [code.register(_I64, ir.Constant(_I64, 0)) for _ in (CHANGED, SIGN_FLIPS)]
 
@@ -258,12 +260,12 @@ def _summing(form: _Form, *, has_reference: bool) -> Callable[..., None]:
     return cast("Callable[..., None]", run)
 
 
-def _comparing(value_bytes: int) -> Callable[..., None]:
+def _comparing(*, infinite: int, value_bytes: int) -> Callable[..., None]:
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         code = _code(context, builder, signature, arguments, "x y found count")
         for name in ("x", "y"):
             code.data[name] = builder.bitcast(code.data[name], _I8.as_pointer())
-        loop = _Comparing(code, value_bytes=value_bytes)
+        loop = _Comparing(code, infinite=infinite, value_bytes=value_bytes)
         _looped(builder, code.data["count"], compared_at_once(value_bytes), loop.step)
         loop.finish()
         return context.get_dummy_value()
@@ -284,7 +286,8 @@ def _projecting(form: _Form) -> Callable[..., None]:
         code.advance("sketch", code.data["place"])
 
         def step(index: ir.Value) -> None:
-            code.add_into("sketch", index, code.widened(code.signed("x", index, form)))
+            signs = code.load("signs", index, _SHORTS, align=2)
+            code.add_into("sketch", index, code.values("x", index, form, signs=signs))
 
         _looped(builder, code.data["count"], LANES, step)
         return context.get_dummy_value()
@@ -296,7 +299,7 @@ def _projecting(form: _Form) -> Callable[..., None]:
     return cast("Callable[..., None]", run)
 
 
-_BFLOAT16: Final = _Form(2, is_bfloat16=True)
+_BFLOAT16, _FLOAT16 = _Form(2, "BF16"), _Form(2, "F16")
 
 # Add what ``count`` values contribute, a multiple of ``LANES``.
 #
@@ -308,15 +311,17 @@ alone_1, alone_2, alone_4 = (_summing(_Form(size), has_reference=False) for size
 pair_1, pair_2, pair_4 = (_summing(_Form(size), has_reference=True) for size in (1, 2, 4))
 pair_uncounted = _summing(_Form(0), has_reference=True)
 alone_bfloat16, pair_bfloat16 = (_summing(_BFLOAT16, has_reference=is_pair) for is_pair in (False, True))
+alone_float16, pair_float16 = (_summing(_FLOAT16, has_reference=is_pair) for is_pair in (False, True))
 
 # Add to ``found``, int64 (FOUND,), what the first ``count`` values of two sides say, a multiple of
-# ``compared_at_once``; bfloat16 as stored, or bits of float32.
-compare_bfloat16, compare_float32 = _comparing(2), _comparing(4)
+# ``compared_at_once``; 16-bit floats as stored, or bits of float32.
+compare_bfloat16, compare_float16 = (_comparing(infinite=infinite, value_bytes=2) for infinite in (0x7F80, 0x7C00))
+compare_float32 = _comparing(infinite=0x7F800000, value_bytes=4)
 
 # Add ``count`` values from ``source`` on to ``sketch`` from ``place`` on, a multiple of ``LANES``.
 #
 # x, raw_x: as above. signs: uint16; the top bit says whether the value's sign turns.
-project_decoded, project_bfloat16 = _projecting(_Form(0)), _projecting(_BFLOAT16)
+project_decoded, project_bfloat16, project_float16 = map(_projecting, (_Form(0), _BFLOAT16, _FLOAT16))
 
 
 def _value_of() -> Callable[[Any], Any]:
