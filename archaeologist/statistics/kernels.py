@@ -78,10 +78,6 @@ _INFINITE: Final = np.uint32(0x7F800000)
 _AT_ONCE_2: Final = lanes.compared_at_once(2)
 _AT_ONCE_4: Final = lanes.compared_at_once(4)
 
-# Additions may be reordered and fused, so that they fill vector registers; NaN, infinity and order of operands keep
-# their meaning.
-_REORDERED: Final = {"reassoc", "contract", "nsz"}
-
 
 @njit(nogil=True, cache=True)
 def dig(target, reference, window, sums, counts, histogram, rows, columns, sketch):
@@ -510,7 +506,7 @@ def _add_moments(x, spare, sums, counts, has_holes):
     sums[MINIMUM] = min(sums[MINIMUM], lowest)
     sums[MAXIMUM] = max(sums[MAXIMUM], highest)
     counts[ZEROS] += zeros
-    mean, m2, m3, m4 = _central(bits.view(np.float32))
+    mean, m2, m3, m4 = _central(bits)
     before = counts[FINITE]
     counts[FINITE] += size
     merge_moments(before, sums, size, mean, m2, m3, m4)
@@ -567,18 +563,20 @@ def _extremes(bits):
     return np.float64(values[0]), np.float64(values[1]), zeros
 
 
-@njit(nogil=True, cache=True, fastmath=_REORDERED)
-def _central(values):
+@njit(nogil=True, cache=True)
+def _central(bits):
     """Mean and Σ(x-mean)ᵏ for k = 2, 3, 4: two passes over values that lie in the first-level cache."""
-    total = 0.0
-    for i in range(values.size):
-        total += np.float64(values[i])
-    mean = total / values.size
-    m2, m3, m4 = 0.0, 0.0, 0.0
-    for i in range(values.size):
-        d = np.float64(values[i]) - mean
+    full = bits.size // lanes.MOMENT_LANES * lanes.MOMENT_LANES
+    totals, powers = np.zeros(lanes.MOMENT_LANES), np.zeros((3, lanes.MOMENT_LANES))
+    lanes.add_totals(bits, totals, full)
+    for i in range(full, bits.size):
+        totals[i - full] += lanes.value_of(bits[i])
+    mean = _folded(totals) / bits.size
+    lanes.add_powers(bits, mean, powers, full)
+    for i in range(full, bits.size):
+        d = lanes.value_of(bits[i]) - mean
         square = d * d
-        m2 += square
-        m3 += square * d
-        m4 += square * square
-    return mean, m2, m3, m4
+        powers[0, i - full] += square
+        powers[1, i - full] += square * d
+        powers[2, i - full] += square * square
+    return mean, _folded(powers[0]), _folded(powers[1]), _folded(powers[2])

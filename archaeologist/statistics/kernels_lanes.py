@@ -12,8 +12,10 @@ changed or changed their sign (``compare_…``), and the signs that values get i
 Called by ``kernels`` alone.
 """
 
+import contextlib
+import itertools
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 from llvmlite import ir
@@ -23,6 +25,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES: Final = 8
+MOMENT_LANES: Final = 32
+"""Of central sums, which would else wait for the addition before."""
 
 # Rows of ``sums``, float64 (SUMS, LANES).
 SQUARES, DIFFERENCE, REFERENCE_SQUARES, PRODUCTS, LARGEST, SUMS = range(6)
@@ -299,6 +303,66 @@ def _projecting(form: _Form) -> Callable[..., None]:
     return cast("Callable[..., None]", run)
 
 
+def _totalling() -> Callable[..., None]:
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        code = _code(context, builder, signature, arguments, "x totals count")
+        with _moment_registers(code, "totals", rows=1) as (registers,):
+
+            def step(index: ir.Value) -> None:
+                for number, register in enumerate(registers):
+                    x = code.values("x", builder.add(index, ir.Constant(_I64, number * LANES)), _DECODED)
+                    builder.store(builder.fadd(builder.load(register), x), register)
+
+            _looped(builder, code.data["count"], MOMENT_LANES, step)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def run(context, x, totals, count):
+        return types.void(x, totals, types.int64), generate
+
+    return cast("Callable[..., None]", run)
+
+
+def _centring() -> Callable[..., None]:
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        code = _code(context, builder, signature, arguments, "x mean powers count")
+        first = builder.insert_element(ir.Constant(_DOUBLES, ir.Undefined), code.data["mean"], ir.Constant(_I32, 0))
+        mean = builder.shuffle_vector(first, first, _splat(_INTS, 0))
+        with _moment_registers(code, "powers", rows=3) as rows:
+
+            def step(index: ir.Value) -> None:
+                for number, registers in enumerate(zip(*rows, strict=True)):
+                    x = code.values("x", builder.add(index, ir.Constant(_I64, number * LANES)), _DECODED)
+                    apart = builder.fsub(x, mean)
+                    square = builder.fmul(apart, apart)
+                    powers = (square, builder.fmul(square, apart), builder.fmul(square, square))
+                    for register, power in zip(registers, powers, strict=True):
+                        builder.store(builder.fadd(builder.load(register), power), register)
+
+            _looped(builder, code.data["count"], MOMENT_LANES, step)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def run(context, x, mean, powers, count):
+        return types.void(x, types.float64, powers, types.int64), generate
+
+    return cast("Callable[..., None]", run)
+
+
+@contextlib.contextmanager
+def _moment_registers(code: _Code, name: str, *, rows: int) -> Iterator[list[list[ir.Value]]]:
+    """Each row of an array of ``MOMENT_LANES`` in registers, which are put back at the end."""
+    places = [
+        [ir.Constant(_I64, row * MOMENT_LANES + first) for first in range(0, MOMENT_LANES, LANES)]
+        for row in range(rows)
+    ]
+    registers = [[code.register(_DOUBLES, code.load(name, place, _DOUBLES)) for place in row] for row in places]
+    yield registers
+    for place, register in zip(itertools.chain(*places), itertools.chain(*registers), strict=True):
+        code.store(name, place, code.builder.load(register))
+
+
+_DECODED: Final = _Form(0)
 _BFLOAT16, _FLOAT16 = _Form(2, "BF16"), _Form(2, "F16")
 
 # Add what ``count`` values contribute, a multiple of ``LANES``.
@@ -309,7 +373,7 @@ _BFLOAT16, _FLOAT16 = _Form(2, "BF16"), _Form(2, "F16")
 # first, column: where in the values and in ``columns`` it begins.
 alone_1, alone_2, alone_4 = (_summing(_Form(size), has_reference=False) for size in (1, 2, 4))
 pair_1, pair_2, pair_4 = (_summing(_Form(size), has_reference=True) for size in (1, 2, 4))
-pair_uncounted = _summing(_Form(0), has_reference=True)
+pair_uncounted = _summing(_DECODED, has_reference=True)
 alone_bfloat16, pair_bfloat16 = (_summing(_BFLOAT16, has_reference=is_pair) for is_pair in (False, True))
 alone_float16, pair_float16 = (_summing(_FLOAT16, has_reference=is_pair) for is_pair in (False, True))
 
@@ -321,7 +385,11 @@ compare_float32 = _comparing(infinite=0x7F800000, value_bytes=4)
 # Add ``count`` values from ``source`` on to ``sketch`` from ``place`` on, a multiple of ``LANES``.
 #
 # x, raw_x: as above. signs: uint16; the top bit says whether the value's sign turns.
-project_decoded, project_bfloat16, project_float16 = map(_projecting, (_Form(0), _BFLOAT16, _FLOAT16))
+project_decoded, project_bfloat16, project_float16 = map(_projecting, (_DECODED, _BFLOAT16, _FLOAT16))
+
+# Add the first ``count`` values of ``x``, bits of float32, to ``totals``, float64 (MOMENT_LANES,); or the second, third
+# and fourth power of what they are apart from ``mean`` to ``powers``, float64 (3, MOMENT_LANES). A multiple of that.
+add_totals, add_powers = _totalling(), _centring()
 
 
 def _value_of() -> Callable[[Any], Any]:
