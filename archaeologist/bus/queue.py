@@ -4,11 +4,13 @@ The message is a token that leads a worker to the job's record; the record decid
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import nats.errors
 import nats.js.errors
+from nats.js.api import ConsumerInfo
 
 from archaeologist.bus.connection import Bus, subscribe_core
 from archaeologist.bus.consumer import Puller, Received
@@ -85,12 +87,7 @@ class JobQueue:
 
     async def remove(self, job_type: JobType, priority: Priority, job_key: str) -> None:
         """Takes a job's message off the queue."""
-        subject = subjects.job_subject(job_type, priority, job_key)
-        try:
-            await self._bus.jetstream.purge_stream(subjects.JOBS, subject=subject)
-        except (nats.errors.Error, OSError, TimeoutError) as error:
-            msg = f"{subject!r} could not be taken off the queue: {error}; its record decides all the same"
-            raise BusUnavailable(msg) from error
+        await self._purge(subjects.job_subject(job_type, priority, job_key))
 
     async def subjects(self) -> list[tuple[str, str, str]]:
         """Job type, priority and key of every message on the queue, waiting or running."""
@@ -102,17 +99,45 @@ class JobQueue:
         parts = [subject.split(".", 4) for subject in (info.state.subjects or {})]
         return [(part[2], part[3], part[4]) for part in parts if len(part) == 5]  # noqa: PLR2004 -- archaeologist.jobs.type.priority.key
 
+    async def drop_forgotten(self) -> None:
+        """Removes messages that lie on the queue and come to nobody any more.
+
+        A server that was killed can forget, when it is back, that it had handed a message out: the consumer takes what
+        lies at or below its floor for acknowledged, and an acknowledged message lies on no queue.
+
+        Raises:
+            BusUnavailable: The server is away.
+        """
+        lying = Counter((job_type, priority) for job_type, priority, _ in await self.subjects())
+        for (job_type, priority), count in lying.items():
+            info = await self._info(subjects.job_durable(job_type, priority))
+            if info.ack_floor is None or count <= (info.num_pending or 0) + (info.num_ack_pending or 0):
+                continue
+            await self._purge(subjects.job_subject(job_type, priority, "*"), below=info.ack_floor.stream_seq + 1)
+
     async def on_arrival(self, callback: Callable[[], None]) -> None:
         """Calls back when a message is published: 0.2 ms instead of a poll. It may be missed; poll as well."""
         await subscribe_core(self._bus, subjects.JOBS_SUBJECTS[0], lambda _subject: callback())
 
-    async def _backlog(self, durable: str) -> Backlog:
+    async def _purge(self, subject: str, *, below: int | None = None) -> None:
+        """Removes the messages of a subject, those below a sequence where one is given."""
         try:
-            info = await self._bus.jetstream.consumer_info(subjects.JOBS, durable, timeout=CALL_SECONDS)
+            await self._bus.jetstream.purge_stream(subjects.JOBS, seq=below, subject=subject)
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            msg = f"{subject!r} could not be taken off the queue: {error}; its record decides all the same"
+            raise BusUnavailable(msg) from error
+
+    async def _backlog(self, durable: str) -> Backlog:
+        info = await self._info(durable)
+        return Backlog(waiting=int(info.num_pending or 0), in_flight=int(info.num_ack_pending or 0))
+
+    async def _info(self, durable: str) -> ConsumerInfo:
+        try:
+            info: ConsumerInfo = await self._bus.jetstream.consumer_info(subjects.JOBS, durable, timeout=CALL_SECONDS)
         except nats.js.errors.NotFoundError as error:
             msg = f"consumer {durable!r} is not there; run `archaeologist bus ensure`"
             raise TopologyMissing(msg) from error
         except (nats.errors.Error, OSError, TimeoutError) as error:
             msg = f"consumer {durable!r} cannot be asked: {error}; the bus at {self._bus.shown} is away"
             raise BusUnavailable(msg) from error
-        return Backlog(waiting=int(info.num_pending or 0), in_flight=int(info.num_ack_pending or 0))
+        return info

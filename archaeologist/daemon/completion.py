@@ -110,9 +110,14 @@ class Completion:
         A worker that was frozen before it called this wakes up while another may be at work under a later claim.
         """
         where = places(job, 0, settings=self._settings)
-        remove_temporaries(where.artifact.parent, job.job_key, up_to_claim=up_to_claim)
-        if where.sketch is not None:
-            remove_temporaries(where.sketch.parent, job.job_key, up_to_claim=up_to_claim)
+        for file in (where.artifact, where.sketch):
+            if file is None:
+                continue
+            try:
+                remove_temporaries(file.parent, job.job_key, up_to_claim=up_to_claim)
+            except OSError as error:
+                # A disk that is read-only now, for one: a sweep finds them later.
+                log.warning("temporary files not removed", folder=str(file.parent), reason=str(error))
 
     def _install(self, record: JobRecord) -> bool:
         where = places(record.job, record.claim, settings=self._settings)

@@ -71,7 +71,7 @@ def standing(record: JobRecord, *, owner: str, token: int, now: datetime, limits
         return Standing.FREE
     if record.owner == owner:
         return Standing.OURS
-    if record.token != token and not _is_silent(record, now=now, lease_seconds=limits.lease_seconds):
+    if record.token != token and not is_silent(record, now=now, lease_seconds=limits.lease_seconds):
         return Standing.BUSY
     return Standing.LOST_TOO_OFTEN if record.lost_workers + 1 >= limits.max_lost_workers else Standing.ABANDONED
 
@@ -191,13 +191,20 @@ def is_run_by(record: JobRecord, owner: str, *, now: datetime, lease_seconds: fl
     return (
         record.state == "running"
         and record.owner == owner
-        and not _is_silent(record, now=now, lease_seconds=lease_seconds)
+        and not is_silent(record, now=now, lease_seconds=lease_seconds)
     )
 
 
 def is_ended_by(record: JobRecord, claim: Claim) -> bool:
     """Whether a finished record was finished under this claim."""
     return record.state in FINISHED and record.owner == claim.owner and record.claim == claim.number
+
+
+def is_silent(record: JobRecord, *, now: datetime, lease_seconds: float) -> bool:
+    """Whether the owner missed two leases: twice, because the two clocks may differ."""
+    if record.heartbeat_at is None:
+        return True
+    return now - moment_or_epoch(record.heartbeat_at) > timedelta(seconds=2 * lease_seconds)
 
 
 def stamp(moment: datetime) -> str:
@@ -208,10 +215,3 @@ def stamp(moment: datetime) -> str:
 def _is_unannounced(record: JobRecord, claim: Claim) -> bool:
     """Done by this claim, but its artifact could not be put in place and nothing was published."""
     return record.state == "done" and record.claim == claim.number and record.event_sequence is None
-
-
-def _is_silent(record: JobRecord, *, now: datetime, lease_seconds: float) -> bool:
-    """Whether the owner missed two leases: twice, because the two clocks may differ."""
-    if record.heartbeat_at is None:
-        return True
-    return now - moment_or_epoch(record.heartbeat_at) > timedelta(seconds=2 * lease_seconds)

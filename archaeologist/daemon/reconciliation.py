@@ -1,8 +1,9 @@
 """What a death in the middle leaves behind, put right: at start and every few minutes.
 
-Deliveries repeat what they interrupted by themselves. This sweep is for what no message leads back to: a queued
-record whose message is gone, a finished record whose event was never published, pins and temporary files that nobody
-needs any more, summaries that are behind; and pins and sketches are kept within their budgets.
+Deliveries repeat what they interrupted by themselves. This sweep is for what no message leads back to: a record that is
+not at its end and whose message is gone, or lies there and comes to nobody; a finished record whose event was never
+published; pins and temporary files that nobody needs any more; summaries that are behind. And pins and sketches are
+kept within their budgets.
 Every step can be done by several daemons at once.
 """
 
@@ -22,7 +23,7 @@ from archaeologist.artifacts.paths import CampaignFolder, campaign_folders
 from archaeologist.artifacts.store import temporaries
 from archaeologist.artifacts.thinning import sketches, thin
 from archaeologist.checkpoints import pins
-from archaeologist.daemon import policy
+from archaeologist.daemon import lifecycle, policy
 from archaeologist.daemon.books import Books, campaign_key
 from archaeologist.daemon.budgets import overdrawn, pins_budget_bytes, sketches_budget_bytes
 from archaeologist.daemon.completion import Completion
@@ -72,21 +73,32 @@ class Reconciliation:
         await log.adebug("swept", records=len(records))
 
     async def _requeue(self, records: Iterable[JobRecord]) -> None:
+        await self._books.queue.drop_forgotten()
         present = {key for _, _, key in await self._books.queue.subjects()}
         for record in records:
-            if record.state == "queued" and record.job.job_key not in present and _is_old(record.queued_at):
+            if record.job.job_key not in present and self._needs_message(record):
                 try:
                     await self._books.queue.put(record.job)
                 except QueueFull as error:
                     await log.awarning("queued jobs without a message wait for room", reason=str(error))
                     return
-                await log.awarning("a queued job had no message; put again", job_key=record.job.job_key)
+                await log.awarning("a job had no message; put again", job_key=record.job.job_key, state=record.state)
+
+    def _needs_message(self, record: JobRecord) -> bool:
+        """Whether nobody is at work on a record that is not at its end, and was not for a while."""
+        if record.state == "running":
+            lease = self._settings.jobs.lease_seconds
+            is_silent = lifecycle.is_silent(record, now=datetime.now(UTC), lease_seconds=lease)
+            return is_silent and _is_old(record.heartbeat_at)
+        if record.state == "done":
+            return record.event_sequence is None and _is_old(record.finished_at)
+        return record.state == "queued" and _is_old(record.queued_at)
 
     async def _announce(self, records: Iterable[JobRecord]) -> None:
         for record in records:
             is_overdue = record.state in FINISHED and record.event_sequence is None and _is_old(record.finished_at)
             if is_overdue and record.state != "done":
-                # A done job without its event still has its message on the queue, which leads somebody back to it.
+                # A done job without its event has its message on the queue, which leads somebody back to it.
                 await self._completion.settle(record)
 
     async def _release(self, folder: CampaignFolder, records: Iterable[JobRecord]) -> None:

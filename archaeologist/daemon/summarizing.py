@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 
 from archaeologist.artifacts.paths import CampaignFolder
-from archaeologist.errors import SummariesLate
+from archaeologist.errors import ArtifactUnwritable, SummariesLate
 from archaeologist.summaries.skills import keep
 from archaeologist.summaries.sources import is_current
 from contracts.records import CampaignRecord
@@ -45,6 +45,8 @@ async def bring_up_to_date(
         await asyncio.to_thread(_update, folder, until=time.monotonic() + seconds)
     except SummariesLate as error:
         await log.ainfo("summaries put off", campaign=str(folder.path), reason=str(error))
+    except ArtifactUnwritable as error:
+        await log.awarning("summaries not written", campaign=str(folder.path), reason=str(error))
     except Exception:  # noqa: BLE001 -- a defect here must not fail the job, whose artifact is in its place
         await log.aexception("summaries failed", campaign=str(folder.path))
 

@@ -1,9 +1,12 @@
 import asyncio
+import shutil
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from archaeologist.bus.connection import Bus
+from archaeologist.bus.consumer import Received
 from archaeologist.bus.queue import Backlog, JobQueue
 from archaeologist.errors import BusUnavailable, QueueFull, TopologyMissing
 from contracts import subjects
@@ -115,3 +118,45 @@ async def test_a_missing_consumer_is_told_with_the_remedy(bus: Bus, queue: JobQu
     await bus.jetstream.delete_consumer(subjects.JOBS, subjects.job_durable("layer_stats", "high"))
     with pytest.raises(TopologyMissing, match="bus ensure"):
         await queue.backlog()
+
+
+async def test_what_a_killed_server_forgot_is_dropped_and_nothing_else(
+    server: Server, queue: JobQueue, tmp_path: Path
+) -> None:
+    for key in ("forgotten", "held", "waiting"):
+        await queue.put(_job(key))
+    forgotten = await queue.take("layer_stats", "normal", timeout_seconds=1)
+    assert forgotten is not None
+    # The stream as it was before the acknowledgement, the consumer as it was after it.
+    messages = tmp_path / "nats/data/jetstream/$G/streams/ARCHAEOLOGIST_JOBS/msgs"
+    await server.stop()
+    shutil.copytree(messages, tmp_path / "before")
+    await server.start()
+    await until_asked(lambda: _is_acknowledged(forgotten))
+    await server.stop()
+    shutil.rmtree(messages)
+    shutil.copytree(tmp_path / "before", messages)
+    await server.start()
+    await until_asked(lambda: _has(queue, {"forgotten", "held", "waiting"}))
+    held = await queue.take("layer_stats", "normal", timeout_seconds=5)
+    assert held is not None
+    assert held.subject.endswith(".held")
+    await queue.drop_forgotten()
+    assert {key for *_, key in await queue.subjects()} == {"held", "waiting"}
+    assert await held.ack_sync()
+    await queue.drop_forgotten()
+    assert [key for *_, key in await queue.subjects()] == ["waiting"]
+
+
+async def _is_acknowledged(received: Received) -> bool:
+    try:
+        return await received.ack_sync()
+    except BusUnavailable:
+        return False
+
+
+async def _has(queue: JobQueue, keys: set[str]) -> bool:
+    try:
+        return {key for *_, key in await queue.subjects()} == keys
+    except BusUnavailable:
+        return False

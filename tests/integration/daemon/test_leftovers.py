@@ -1,10 +1,11 @@
 """What frozen and dying workers leave, and what it must not do to others."""
 
+import errno
 import os
 import shutil
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,52 @@ async def test_a_sweep_removes_old_temporary_files_of_jobs_that_are_over_and_no_
     completion = Completion(house.bus, house.books, house.settings)
     await Reconciliation(house.books, completion, house.settings).sweep()
     assert [path.exists() for path in (*gone, *kept)] == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "done"])
+async def test_a_job_whose_message_is_gone_gets_one_again_once_nobody_is_at_work(
+    house: House, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    with_quick_children(monkeypatch)
+    house.save(100)
+    record = await admitted(house, 100, "r")
+    await house.books.queue.remove(record.job.job_type, record.job.priority, record.job.job_key)
+    sweeping = Reconciliation(house.books, Completion(house.bus, house.books, house.settings), house.settings)
+
+    async def is_put_again(then: datetime) -> bool:
+        found = {
+            "queued": replace(record, queued_at=lifecycle.stamp(then)),
+            "running": lifecycle.claimed(record, owner="gone:X", token=1, now=then),
+            "done": replace(done_by(record, house, digest="0" * 64), finished_at=lifecycle.stamp(then)),
+        }[state]
+        await house.books.jobs.change(record.job.job_key, lambda _: found)
+        await sweeping.sweep()
+        return bool(await house.books.queue.subjects())
+
+    assert not await is_put_again(datetime.now(UTC))
+    assert await is_put_again(datetime.now(UTC) - timedelta(minutes=5))
+    async with house.daemon():
+        await house.until_queue_is_empty()
+    ended = await house.books.jobs.get(record.job.job_key)
+    assert ended is not None
+    assert ended.value.state == "done"
+    assert [event.type for event in await house.log()].count("analysis.completed") == 1
+
+
+async def test_a_disk_that_is_read_only_now_keeps_temporary_files_and_ends_nothing(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.save(100)
+    record = await admitted(house, 100, "r")
+    file = left(temporary_path(house.folder.layer_stats(100), record.job.job_key, 1))
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", refused)
+        Completion(house.bus, house.books, house.settings).clean(record.job, up_to_claim=1)
+    assert file.exists()
 
 
 async def test_a_worker_that_wakes_up_late_removes_nothing_of_a_later_claim(house: House) -> None:
