@@ -2,7 +2,7 @@
 
 The bytes are those that the walk keeps of the transformer blocks; embeddings and heads, which it does not keep, are
 read again in slices. What is held of a matrix is its smaller side's Gram matrix and one slice. Gram matrix and
-eigenvalues are an ``Algebra``'s: NumPy's on the CPU, or torch's on a GPU (``forward/algebra.py``), until that fails.
+eigenvalues are NumPy's, or torch's on a GPU (``forward/algebra.py``) until that fails.
 """
 
 import traceback
@@ -45,7 +45,7 @@ class UnfitMatrixError(Exception):
 
 
 class Algebra(Protocol):
-    """Where the arithmetic is done."""
+    """Where the arithmetic is done, other than here."""
 
     device: str
     """As torch names it."""
@@ -59,18 +59,12 @@ class Algebra(Protocol):
 
         Raises:
             numpy.linalg.LinAlgError: The iteration does not converge.
-            RuntimeError: A GPU failed, or its memory did not suffice.
+            MemoryError: Not enough for this matrix.
+            RuntimeError: It cannot be used any more.
         """
 
-
-class _Processor:
-    """The CPU's."""
-
-    device = "cpu"
-
-    def squares(self, slices: Iterator[Floats], *, side: int) -> Floats | None:
-        products = gram(slices, side=side)
-        return eigenvalues(products) if np.isfinite(products).all() else None
+    def close(self) -> None:
+        """Gives back what it holds."""
 
 
 class _Source(Struct, frozen=True, kw_only=True):
@@ -131,7 +125,9 @@ class Matrices:
         elif "spectra" in analyses:
             self.not_computed["spectra"] = "there is no reference to take a change from"
         self.warnings: tuple[str, ...] = ()
-        self._algebra: Algebra = _Processor()
+        self.device = "cpu"
+        """Where matrices were looked at: a GPU's name as soon as one was looked at there."""
+        self._gpu: Algebra | None = None
         self._found: dict[tuple[str, str, str], Spectrum | PowerLaw] = {}
         self._left_out: dict[str, dict[str, list[str]]] = {}
 
@@ -149,14 +145,10 @@ class Matrices:
         """The largest smaller side of the matrices that are looked at; 0: none is."""
         return max(_sides(self._plan.pairs()), default=0) if self._measures else 0
 
-    @property
-    def device(self) -> str:
-        """Where the matrices are looked at."""
-        return self._algebra.device
-
     def warn(self, *what: str) -> None:
-        """Adds warnings about what was asked for."""
-        self.warnings += tuple(f"{listed(list(self._measures))}: {one}" for one in what)
+        """Adds warnings about what was asked for, each once."""
+        told = (f"{listed(list(self._measures))}: {one}" for one in what)
+        self.warnings = tuple(dict.fromkeys((*self.warnings, *told)))
 
     def give_up(self, reason: str) -> None:
         """Leaves out whatever was asked for."""
@@ -170,7 +162,7 @@ class Matrices:
             blocks: As they come.
             gpu: Where the arithmetic is done as long as it can be done there, one matrix at a time; None: the CPU.
         """
-        self._algebra = gpu or self._algebra
+        self._gpu = gpu
         for block in blocks:
             if self._measures:
                 self._look(block)
@@ -220,7 +212,7 @@ class Matrices:
                 self._found[analysis, block.block.name, pair.within] = one
 
     def _lanes(self, pairs: Sequence[Pair]) -> int:
-        if not isinstance(self._algebra, _Processor):
+        if self._gpu is not None:
             return 1
         return max(1, min(self._threads, _MEMORY // (16 * max(_sides(pairs), default=1) ** 2)))
 
@@ -259,24 +251,32 @@ class Matrices:
             raise UnfitMatrixError(msg)
         # Infinity less infinity is NaN, and told below.
         with np.errstate(invalid="ignore", over="ignore"):
-            try:
-                found = self._algebra.squares(_slices(source, less), side=side)
-            except RuntimeError as error:
-                self._give_up_gpu(error)
-                found = self._algebra.squares(_slices(source, less), side=side)
+            found = self._computed(lambda: _slices(source, less), side=side)
         if found is None:
             msg = "NaN or infinite values"
             raise UnfitMatrixError(msg)
         return found
 
-    def _give_up_gpu(self, error: RuntimeError) -> None:
-        """Goes on with the CPU."""
-        if isinstance(self._algebra, _Processor):
-            raise error
-        traceback.print_exc()
-        reason = str(error).split("\n", maxsplit=1)[0]
-        self.warn(f"on the CPU after the GPU failed: {reason}")
-        self._algebra = _Processor()
+    def _computed(self, slices: Callable[[], Iterator[Floats]], *, side: int) -> Floats | None:
+        """On the GPU where there is one; what fails there is done again here."""
+        if (gpu := self._gpu) is not None:
+            try:
+                found = gpu.squares(slices(), side=side)
+            except MemoryError:
+                traceback.print_exc()
+                self.warn(f"matrices that the memory of {gpu.device} did not suffice for are from the CPU")
+            except RuntimeError as error:
+                traceback.print_exc()
+                reason = str(error).split("\n", maxsplit=1)[0]
+                self.warn(f"on the CPU after the GPU failed: {reason}")
+                self._gpu = None
+            else:
+                self.device = gpu.device
+                return found
+            # Only now: until here the error held what was on the GPU.
+            gpu.close()
+        products = gram(slices(), side=side)
+        return eigenvalues(products) if np.isfinite(products).all() else None
 
     def _target_source(self, pair: Pair, block: BlockResult) -> _Source:
         return _Source(entry=pair.target, reader=self._target, at_hand=block.target.get(pair.target.name))

@@ -184,10 +184,10 @@ def _survey(excavation: Excavation, reference: Side | None, on_progress: OnProgr
         files.callback(walk.close)
         walk.start()
         probing, reason = _probing(excavation, probes, opened, opened_reference, files, way=way)
+        gpu = _algebra(excavation, matrices, probing)
         built = time.perf_counter()
         # Closed here whoever ends it: a sketch is removed after an error.
         sketched = files.enter_context(contextlib.closing(_sketched(walk.blocks(), plan, excavation)))
-        gpu = _algebra(excavation, matrices, probing)
         blocks = exact(matrices.through(sketched, gpu=gpu), subjects)
         found = _collect(plan, target.index, probing.through(blocks) if probing and is_lockstep else blocks)
         if probing and not is_lockstep:
@@ -280,13 +280,19 @@ def _algebra(excavation: Excavation, matrices: Matrices, probing: "Probing | Non
     # To import torch takes seconds: only for a GPU that is there, or that the settings insist on.
     if asked == "cpu" or (asked == "auto" and not any(map(os.path.exists, DRIVERS))):
         return None
-    with uncollected():
-        from archaeologist.excavation.forward.algebra import chosen  # noqa: PLC0415 - imports torch
-
     try:
+        with uncollected():
+            from archaeologist.excavation.forward.algebra import chosen  # noqa: PLC0415 - imports torch
+
         gpu, steps = chosen(excavation.gpu, side=side)
     except DeviceUnavailable as error:
         matrices.give_up(f"{error.code}: {error}")
+        return None
+    except TemporaryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - torch and the driver's own code: weights and drift do not depend on them
+        traceback.print_exc()
+        matrices.warn(f"on the CPU, for the GPU cannot be used: {type(error).__name__}: {error}")
         return None
     matrices.warn(*steps)
     return gpu

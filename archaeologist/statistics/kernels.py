@@ -1,12 +1,12 @@
 """The compiled kernel: everything that is summed over the values of a tensor and its reference, in one pass.
 
 ``dig`` is called by the excavation's threads without the GIL and adds to arrays that the caller owns. It works in
-pieces of ``PIECE`` values that stay in the first-level cache: decoded to float32 (exact for all dtypes), looked at,
-summed. Products and sums are float64. A piece is summed in runs that end where a matrix row does; within a run value i
-is added to lane i mod 8 (``kernels_lanes``), then the lanes are added up in order; runs and pieces are added in order.
-A piece with a NaN or an infinity takes a slower way in which these are counted and replaced by 0, so the sums cover
-finite values and the fast way needs no masks. A piece whose bytes are the reference's costs a comparison instead of a
-drift.
+pieces of ``PIECE`` values that stay in the first-level cache: looked at and summed, 16-bit floats as they are stored,
+others, and pairs of two dtypes, decoded to float32, which is exact. Products and sums are float64. A piece is summed in
+runs that end where a matrix row does; within a run value i is added to lane i mod 8 (``kernels_lanes``), then the lanes
+are added up in order; runs and pieces are added in order. A piece with a NaN or an infinity takes a slower way in which
+these are counted and replaced by 0, so the sums cover finite values and the fast way needs no masks. A piece whose
+bytes are the reference's costs a comparison instead of a drift.
 
 numba compiles at the first call and keeps the code in ``NUMBA_CACHE_DIR``. Nobody but the excavation imports this
 module: the daemon must not carry a compiler.

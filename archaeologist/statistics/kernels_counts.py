@@ -3,7 +3,7 @@
 A few thousand values a tensor, but in NumPy a dozen steps that each wait for the interpreter, while another thread of
 the walk wants it. Sums are formed one value after the other, ascending, so they are the same on every processor.
 
-Called by ``distribution`` and ``weights`` alone, which say what the numbers mean.
+``distribution`` and ``weights`` call it and say what the numbers mean.
 """
 
 from typing import Final

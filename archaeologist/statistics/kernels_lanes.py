@@ -6,8 +6,8 @@ additions is then part of the program instead of the compiler's choice: value i 
 processor. Products of float32 values are exact in float64, so it makes no difference whether a processor fuses them
 with the sum; the square of a difference is not, and is not fused.
 
-What needs no float64 is done on the bits as stored, up to 32 values at a time: whether they are finite, which of them
-changed or changed their sign (``compare_…``), and the signs that values get in the sketch (``project_…``).
+What needs no float64 is done on the bits, of 16-bit floats as stored: whether they are finite, which of them changed or
+changed their sign, 32 at a time (``compare_…``); and the signs that values get in the sketch (``project_…``).
 
 Called by ``kernels`` alone.
 """
@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple, cast
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 LANES: Final = 8
@@ -53,8 +53,10 @@ class _Form(NamedTuple):
     """``BF16`` or ``F16`` on both sides, taken straight from the files' bytes: ``x`` and ``y`` are not looked at."""
 
 
-HAS_FLOAT16: Final = platform.machine() == "aarch64" or get_host_cpu_features().get("f16c", False)
-"""Whether the processor widens float16 itself."""
+HAS_FLOAT16: Final = config.CPU_NAME is None and (  # type: ignore[attr-defined]
+    platform.machine() == "aarch64" or get_host_cpu_features().get("f16c", False)
+)
+"""Whether the processor widens float16 itself, as far as is known: numba may be told to compile for another one."""
 
 
 def compared_at_once(value_bytes: int) -> int:

@@ -1,7 +1,7 @@
 """How many directions a matrix uses: its largest singular value and three ranks that are no whole numbers.
 
 From the Gram matrix of the smaller side, which is summed over slices of the larger one, so that the matrix itself is
-never needed whole. Called by the excavation for the change of each weight matrix. Pure NumPy, float64. Definitions and
+never needed whole. Called by the excavation for the change of each weight matrix. NumPy, float64. Definitions and
 traps are in docs/statistics.md.
 """
 

@@ -1,7 +1,7 @@
 """Gram matrices and eigenvalues on a GPU, in float64: what ``excavation.matrices`` does on the CPU with NumPy.
 
-Consumer GPUs compute float64 at a small part of their rate, and still faster than a few cores do; anything shorter
-would lose the small singular values, on which the effective rank depends.
+Anything shorter would lose the small singular values, on which the effective rank depends. Consumer GPUs compute
+float64 at a small part of their rate; whether they beat the cores that they replace was not measured.
 """
 
 import sys
@@ -36,6 +36,20 @@ class GpuAlgebra:
 
     def squares(self, slices: Iterator[Floats], *, side: int) -> Floats | None:
         """As ``matrices.Algebra`` has it."""
+        try:
+            return self._squares(slices, side=side)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise np.linalg.LinAlgError(str(error)) from error
+        except RuntimeError as error:
+            if not device.is_shortage(error):
+                raise
+            raise MemoryError(str(error)) from error
+
+    def close(self) -> None:
+        """Frees what is not in use."""
+        device.give_back()
+
+    def _squares(self, slices: Iterator[Floats], *, side: int) -> Floats | None:
         total = torch.zeros((side, side), dtype=torch.float64, device=self._place)
         for values in slices:
             rows = torch.from_numpy(np.ascontiguousarray(values)).to(self._place)

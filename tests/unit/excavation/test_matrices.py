@@ -1,6 +1,5 @@
 """Analyses of matrices beside the walk, against the matrices as they were written."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -199,32 +198,84 @@ def test_a_gpu_finds_what_the_cpu_does_and_the_artifact_names_it(pretended: list
         check(found, wide(tensors(1)[name]) - wide(tensors(2)[name]))
 
 
+@pytest.mark.parametrize(
+    ("error", "on_gpu", "warning"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nand more"),
+            6,
+            "spectra: matrices that the memory of cuda:0 did not suffice for are from the CPU",
+        ),
+        (
+            RuntimeError("the driver is gone\nand more"),
+            1,
+            "spectra: on the CPU after the GPU failed: the driver is gone",
+        ),
+    ],
+)
 def test_a_gpu_that_fails_in_the_middle_costs_a_warning_and_no_number(
-    pretended: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    pretended: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    error: RuntimeError,
+    on_gpu: int,
+    warning: str,
 ) -> None:
+    tried: list[int] = []
     done: list[int] = []
+    real = torch.linalg.eigvalsh
 
-    def squares(algebra: GpuAlgebra, slices: Iterator[Floats], *, side: int) -> Floats | None:
-        done.append(side)
-        if len(done) == 2:
-            next(slices)
-            msg = "CUDA out of memory. Tried to allocate 2.00 GiB\nand much more"
-            raise torch.OutOfMemoryError(msg)
-        return real(algebra, slices, side=side)
+    def eigvalsh(total: torch.Tensor) -> torch.Tensor:
+        tried.append(len(total))
+        if len(tried) == 2:
+            raise error
+        done.append(len(total))
+        return real(total)
 
-    real = GpuAlgebra.squares
-    monkeypatch.setattr(GpuAlgebra, "squares", squares)
+    monkeypatch.setattr(torch.linalg, "eigvalsh", eigvalsh)
+    given_back: list[bool] = []
+    monkeypatch.setattr(device, "give_back", lambda: given_back.append(True))
     artifact = analysed(*both(tmp_path), "spectra")
     assert pretended == ["auto"]
-    assert len(done) == 2
-    assert artifact.device == "cpu"
-    assert (
-        artifact.warnings[-1]
-        == "spectra: on the CPU after the GPU failed: CUDA out of memory. Tried to allocate 2.00 GiB"
-    )
-    assert set(spectra(artifact)) == {name for name, shape in SHAPES.items() if len(shape) == 2}
+    matrices_there = {name for name, shape in SHAPES.items() if len(shape) == 2}
+    assert (len(done), given_back, artifact.device) == (min(on_gpu, len(matrices_there) - 1), [True], "cuda:0")
+    assert artifact.warnings[-1] == warning
+    assert set(spectra(artifact)) == matrices_there
     for name, found in spectra(artifact).items():
         check(found, wide(tensors(1)[name]) - wide(tensors(2)[name]))
+
+
+def test_a_matrix_that_does_not_converge_on_a_gpu_is_named_and_costs_no_other(
+    pretended: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def eigvalsh(total: torch.Tensor) -> torch.Tensor:
+        if len(total) == 2:
+            msg = "it does not converge"
+            raise torch.linalg.LinAlgError(msg)
+        return real(total)
+
+    real = torch.linalg.eigvalsh
+    monkeypatch.setattr(torch.linalg, "eigvalsh", eigvalsh)
+    artifact = analysed(*both(tmp_path), "spectra")
+    assert pretended == ["auto"]
+    assert artifact.not_computed["spectra"] == "LinAlgError: it does not converge: score.weight"
+    assert artifact.device == "cuda:0"
+
+
+def test_a_driver_that_fails_costs_a_warning_and_not_the_job(
+    pretended: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def look(_: str) -> Gpu:
+        msg = "libcuda.so.1: cannot open shared object file"
+        raise OSError(msg)
+
+    monkeypatch.setattr(device, "look", look)
+    artifact = analysed(*both(tmp_path), "spectra")
+    assert pretended == []
+    assert artifact.warnings[-1] == (
+        "spectra: on the CPU, for the GPU cannot be used: OSError: libcuda.so.1: cannot open shared object file"
+    )
+    assert (artifact.device, bool(spectra(artifact))) == ("cpu", True)
 
 
 def test_what_is_not_finite_is_left_out_on_a_gpu_too(pretended: list[str], tmp_path: Path) -> None:
