@@ -97,7 +97,7 @@ class Survey(Struct, frozen=True, kw_only=True):
     """What running the model gave; None where that was not asked for."""
     has_sketch: bool = False
     device: str = "cpu"
-    """Where matrices were looked at, in the end."""
+    """A GPU's name where matrices were looked at on one."""
     not_computed: dict[str, str] = {}
     """Optional analyses of matrices that are missing, and why."""
     warnings: tuple[str, ...] = ()

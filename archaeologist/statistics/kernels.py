@@ -71,10 +71,9 @@ _SIGNS: Final = np.where(np.stack([position_signs(), -position_signs()]) < 0, 0x
 """The sign bit of each position in a block of the sketch, as it is and turned."""
 UNCOUNTED, DIRECT_BF16, DIRECT_F16 = 0, 16, 17
 """Forms of values beside their width in bytes: as it is, but not counted; 16-bit floats on both sides, not decoded."""
-_HAS_F16: Final = lanes.HAS_FLOAT16
 _SHORT_VALUES: Final = np.stack([float8.values(dtype) for dtype in float8.FORMATS]).view(np.uint32)
 _MAGNITUDE: Final = np.uint32(0x7FFFFFFF)
-_INFINITE: Final = np.uint32(0x7F800000)
+_INFINITE: Final = np.uint32(lanes.INFINITE_F32)
 _AT_ONCE_2: Final = lanes.compared_at_once(2)
 _AT_ONCE_4: Final = lanes.compared_at_once(4)
 
@@ -105,7 +104,7 @@ def dig(target, reference, window, sums, counts, histogram, rows, columns, sketc
     count = target.size // width
     x, y, z = np.empty(PIECE, np.uint32), np.empty(PIECE, np.uint32), np.empty(PIECE, np.uint32)
     spare, added, found = np.zeros(PIECE), np.zeros((lanes.SUMS, lanes.LANES)), np.zeros(lanes.FOUND, np.int64)
-    is_direct = (kind == BF16 or (kind == F16 and _HAS_F16)) and other in (kind, ABSENT)
+    is_direct = (kind == BF16 or (kind == F16 and lanes.HAS_FLOAT16)) and other in (kind, ABSENT)
     for first in range(0, count, PIECE):
         size = min(PIECE, count - first)
         mine, raw, start = x[:size], target[first * width : (first + size) * width], window[START] + first
@@ -423,7 +422,7 @@ def _compare_stored(kind, raw, raw_y, found):
         lanes.compare_bfloat16(raw, raw_y, found, full)
     else:
         lanes.compare_float16(raw, raw_y, found, full)
-    infinite = 0x7F80 if kind == BF16 else 0x7C00
+    infinite = lanes.INFINITE_BF16 if kind == BF16 else lanes.INFINITE_F16
     for i in range(full, count):
         _compare_one(_pattern(raw, i, 2), _pattern(raw_y, i, 2), 0x7FFF, infinite, found)
 
@@ -435,7 +434,7 @@ def _compare_decoded(x, y, found):
     found[:] = 0
     lanes.compare_float32(x, y, found, full)
     for i in range(full, x.size):
-        _compare_one(np.int64(x[i]), np.int64(y[i]), 0x7FFFFFFF, 0x7F800000, found)
+        _compare_one(np.int64(x[i]), np.int64(y[i]), np.int64(_MAGNITUDE), np.int64(_INFINITE), found)
 
 
 @njit(nogil=True, cache=True)

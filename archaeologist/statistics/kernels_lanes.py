@@ -40,6 +40,8 @@ _INTS: Final = ir.VectorType(_I32, LANES)
 _HALVES: Final = ir.VectorType(ir.HalfType(), LANES)
 _FLOATS: Final = ir.VectorType(ir.FloatType(), LANES)
 _DOUBLES: Final = ir.VectorType(_F64, LANES)
+INFINITE_BF16, INFINITE_F16, INFINITE_F32 = 0x7F80, 0x7C00, 0x7F800000
+"""The bits of infinity; larger ones without their sign are NaN."""
 _COMPARED_BYTES: Final = 64
 _BINS: Final = 65_536
 
@@ -381,8 +383,10 @@ alone_float16, pair_float16 = (_summing(_FLOAT16, has_reference=is_pair) for is_
 
 # Add to ``found``, int64 (FOUND,), what the first ``count`` values of two sides say, a multiple of
 # ``compared_at_once``; 16-bit floats as stored, or bits of float32.
-compare_bfloat16, compare_float16 = (_comparing(infinite=infinite, value_bytes=2) for infinite in (0x7F80, 0x7C00))
-compare_float32 = _comparing(infinite=0x7F800000, value_bytes=4)
+compare_bfloat16, compare_float16 = (
+    _comparing(infinite=infinite, value_bytes=2) for infinite in (INFINITE_BF16, INFINITE_F16)
+)
+compare_float32 = _comparing(infinite=INFINITE_F32, value_bytes=4)
 
 # Add ``count`` values from ``source`` on to ``sketch`` from ``place`` on, a multiple of ``LANES``.
 #
