@@ -8,8 +8,8 @@ import { draw } from "./figures.js";
 const frame = byId("figure-strata");
 const metric = byId("metric");
 const rows = byId("rows");
-const place = { row: 0, column: 0 };
 let campaign = null;
+let cell = null; // the one that was pointed at or moved to; it stays the same when the figure is drawn anew
 let open = () => {};
 let title = "";
 let bySubmodule = new Set();
@@ -25,6 +25,7 @@ export const metricOfParts = () => (bySubmodule.has(metric.value) ? metric.value
 
 // Shows the strata of a campaign; `select` is told the block and the step of a cell that is opened.
 export async function showStrata(which, select) {
+  if (campaign !== which) cell = null;
   campaign = which;
   open = select;
   rows.disabled = !bySubmodule.has(metric.value);
@@ -35,53 +36,77 @@ export async function showStrata(which, select) {
   title = drawing.title;
   say("definition", drawing.definition);
   byId("definition-more").href = drawing.address;
-  const { blocks, steps } = drawing.figure.layout.meta;
-  // The top row of the newest checkpoint: where a reader begins.
-  Object.assign(place, { row: blocks.length - 1, column: steps.length - 1 });
   await draw("strata", drawing, { listen });
 }
 
 function listen() {
   frame.on("plotly_click", ({ points }) => {
     const [point] = points;
-    const step = stepOf(point.curveNumber === 0 ? point.pointNumber[1] : frame.layout.xaxis.categoryarray.indexOf(point.x));
-    if (step === null) return;
-    const block = point.curveNumber === 0 ? frame.layout.meta.blocks[point.pointNumber[0]] : null;
-    open(block === "predictions" ? null : block, step);
+    if (point.curveNumber === 0) {
+      // The hover that Plotly held back for a moment may not have come.
+      goTo(...point.pointNumber);
+      openCell();
+      return;
+    }
+    const step = stepOf(frame.layout.xaxis.categoryarray.indexOf(point.x));
+    if (step !== null) open(null, step);
   });
   frame.on("plotly_hover", ({ points }) => {
     const [point] = points;
-    if (point.curveNumber !== 0) return;
-    [place.row, place.column] = point.pointNumber;
+    if (point.curveNumber === 0) goTo(...point.pointNumber);
   });
 }
 
 const stepOf = (column) => frame.layout.meta.steps[column]?.[1] ?? null;
+
+function goTo(row, column) {
+  const { rows: names, blocks } = frame.layout.meta;
+  cell = { row: names[row], block: blocks[row], step: stepOf(column) };
+}
+
+// Where the cell is in the figure that is drawn: in its row, else in its block's lowest one. A reader begins at the top
+// row of the newest checkpoint.
+function place() {
+  const { rows: names, blocks, steps } = frame.layout.meta;
+  const last = { row: names.length - 1, column: steps.length - 1 };
+  if (cell === null) return last;
+  const row = names.includes(cell.row) ? names.indexOf(cell.row) : blocks.indexOf(cell.block);
+  const column = steps.findIndex(([first, end]) => first <= cell.step && cell.step <= end);
+  return { row: row < 0 ? last.row : row, column: column < 0 ? last.column : column };
+}
+
+function openCell() {
+  const { row, column } = place();
+  const block = frame.layout.meta.blocks[row];
+  open(block === "predictions" ? null : block, stepOf(column));
+}
 
 const MOVES = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [1, 0], ArrowDown: [-1, 0] };
 
 frame.addEventListener("keydown", (event) => {
   const meta = frame.layout?.meta;
   if (!meta) return;
-  const last = { row: meta.blocks.length - 1, column: meta.steps.length - 1 };
-  if (event.key === "Enter") open(meta.blocks[place.row] === "predictions" ? null : meta.blocks[place.row], stepOf(place.column));
-  else if (event.key === "Home") place.column = 0;
-  else if (event.key === "End") place.column = last.column;
+  const last = { row: meta.rows.length - 1, column: meta.steps.length - 1 };
+  let { row, column } = place();
+  if (event.key === "Enter") openCell();
+  else if (event.key === "Home") column = 0;
+  else if (event.key === "End") column = last.column;
   else if (event.key in MOVES) {
     const [up, right] = MOVES[event.key];
-    place.row = Math.min(last.row, Math.max(0, place.row + up));
-    place.column = Math.min(last.column, Math.max(0, place.column + right));
+    row = Math.min(last.row, Math.max(0, row + up));
+    column = Math.min(last.column, Math.max(0, column + right));
   } else return;
   event.preventDefault();
-  tell(meta);
+  goTo(row, column);
+  tell(row, column);
 });
 
-// Says the cell under the keyboard's place, and shows its label where it is in sight.
-function tell(meta) {
-  const heat = frame._fullData?.[0];
-  const value = heat?.customdata?.[place.row]?.[place.column];
-  const [first, end] = meta.steps[place.column];
+// Says the cell, and shows its label where it is in sight.
+function tell(row, column) {
+  const { rows: names, steps } = frame.layout.meta;
+  const value = frame._fullData?.[0]?.customdata?.[row]?.[column];
+  const [first, end] = steps[column];
   const when = first === end ? `step ${first}` : `steps ${first} to ${end}`;
-  say("cell", `${meta.rows[place.row]}, ${when}: ${title} ${value === null || Number.isNaN(value) ? "not measured" : number(value)}`);
-  Plotly.Fx.hover(frame, [{ curveNumber: 0, pointNumber: [place.row, place.column] }]);
+  say("cell", `${names[row]}, ${when}: ${title} ${value === null || Number.isNaN(value) ? "not measured" : number(value)}`);
+  Plotly.Fx.hover(frame, [{ curveNumber: 0, pointNumber: [row, column] }]);
 }

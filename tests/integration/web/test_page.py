@@ -94,6 +94,7 @@ async def shown(tab: Tab) -> None:
 async def drawn_as(tab: Tab, what: str) -> None:
     """Waits until the strata have these values; the page lets no text be run, so it is asked from here."""
     await until_asked(lambda: tab.page.evaluate(VALUES + what))
+    await expect(tab.page.locator("#figure-strata[data-drawn]")).to_be_attached()
 
 
 async def test_a_campaign_is_read_without_a_bus(tmp_path: Path, browser: Browser) -> None:
@@ -108,6 +109,7 @@ async def test_a_campaign_is_read_without_a_bus(tmp_path: Path, browser: Browser
             await the_strata_are_right(tab, timeline)
             await rows_are_submodules_where_they_are_asked_for(tab)
             await a_cell_opens_its_block(tab, timeline)
+            await the_keys_go_on_from_their_cell_in_another_figure(tab)
             await a_name_says_what_it_means(tab)
             await a_frame_that_is_resized_is_drawn_for_its_width(tab)
             await names_are_text(tab)
@@ -152,7 +154,9 @@ async def rows_are_submodules_where_they_are_asked_for(tab: Tab) -> None:
     await expect(tab.page.locator("#rows")).to_be_disabled()
     await drawn_as(tab, f".length === {LAYERS + 2}")
     await tab.page.locator("#metric").select_option("relative_l2")
+    await drawn_as(tab, f".length === {LAYERS + 3}")
     await tab.page.locator("#rows").select_option("block")
+    await drawn_as(tab, f".length === {LAYERS + 2}")
     await expect(tab.page.locator("#figure-strata .subplot.xy .yaxislayer-above")).not_to_contain_text("layers.1.attn")
 
 
@@ -170,6 +174,21 @@ async def a_cell_opens_its_block(tab: Tab, timeline: dict[str, Any]) -> None:
     await tab.page.keyboard.press("Enter")
     await expect(tab.page.locator("#cell-title")).to_have_text("At step 400")
     await expect(tab.page.locator("#block")).to_have_value("model.layers.3")
+
+
+async def the_keys_go_on_from_their_cell_in_another_figure(tab: Tab) -> None:
+    said = tab.page.locator("#cell")
+    await tab.page.locator("#metric").select_option("changed_fraction")
+    await drawn_as(tab, "[0][1] === 1")
+    await tab.page.locator("#figure-strata").press("ArrowRight")
+    await expect(said).to_contain_text("model.layers.3, step 500: Changed")
+    await tab.page.locator("#rows").select_option("submodule")
+    await drawn_as(tab, f".length === {LAYERS + 3}")
+    await tab.page.locator("#figure-strata").press("ArrowLeft")
+    await expect(said).to_contain_text("model.layers.3.mlp.weight, step 400: Changed")
+    await tab.page.locator("#metric").select_option("relative_l2")
+    await tab.page.locator("#rows").select_option("block")
+    await drawn_as(tab, f".length === {LAYERS + 2} && document.getElementById('metric').value === 'relative_l2'")
 
 
 async def a_name_says_what_it_means(tab: Tab) -> None:
