@@ -1,12 +1,12 @@
 """The compiled kernel: everything that is summed over the values of a tensor and its reference, in one pass.
 
 ``dig`` is called by the excavation's threads without the GIL and adds to arrays that the caller owns. It works in
-pieces of ``PIECE`` values that stay in the first-level cache: looked at and summed, 16-bit floats as they are stored,
-others, and pairs of two dtypes, decoded to float32, which is exact. Products and sums are float64. A piece is summed in
-runs that end where a matrix row does; within a run value i is added to lane i mod 8 (``kernels_lanes``), then the lanes
-are added up in order; runs and pieces are added in order. A piece with a NaN or an infinity takes a slower way in which
-these are counted and replaced by 0, so the sums cover finite values and the fast way needs no masks. A piece whose
-bytes are the reference's costs a comparison instead of a drift.
+pieces of ``PIECE`` values that stay in the first-level cache: looked at and summed, 16-bit floats and ``F8_E4M3`` as
+they are stored, others, and pairs of two dtypes, decoded to float32, which is exact. Products and sums are float64. A
+piece is summed in runs that end where a matrix row does; within a run value i is added to lane i mod 8
+(``kernels_lanes``), then the lanes are added up in order; runs and pieces are added in order. A piece with a NaN or an
+infinity takes a slower way in which these are counted and replaced by 0, so the sums cover finite values and the fast
+way needs no masks. A piece whose bytes are the reference's costs a comparison instead of a drift.
 
 numba compiles at the first call and keeps the code in ``NUMBA_CACHE_DIR``. Nobody but the excavation imports this
 module: the daemon must not carry a compiler.
@@ -69,11 +69,13 @@ BINS: Final = 65_536
 
 _SIGNS: Final = np.where(np.stack([position_signs(), -position_signs()]) < 0, 0x8000, 0).astype(np.uint16)
 """The sign bit of each position in a block of the sketch, as it is and turned."""
-UNCOUNTED, DIRECT_BF16, DIRECT_F16 = 0, 16, 17
-"""Forms of values beside their width in bytes: as it is, but not counted; 16-bit floats on both sides, not decoded."""
+UNCOUNTED, DIRECT_BF16, DIRECT_F16, DIRECT_E4M3 = 0, 16, 17, 18
+"""Forms of values beside their width in bytes: as it is, but not counted; of one dtype on both sides, not decoded."""
 _SHORT_VALUES: Final = np.stack([float8.values(dtype) for dtype in float8.FORMATS]).view(np.uint32)
 _MAGNITUDE: Final = np.uint32(0x7FFFFFFF)
 _INFINITE: Final = np.uint32(lanes.INFINITE_F32)
+_E4M3: Final = FLOAT8["F8_E4M3"]
+_AT_ONCE_1: Final = lanes.compared_at_once(1)
 _AT_ONCE_2: Final = lanes.compared_at_once(2)
 _AT_ONCE_4: Final = lanes.compared_at_once(4)
 
@@ -104,7 +106,7 @@ def dig(target, reference, window, sums, counts, histogram, rows, columns, sketc
     count = target.size // width
     x, y, z = np.empty(PIECE, np.uint32), np.empty(PIECE, np.uint32), np.empty(PIECE, np.uint32)
     spare, added, found = np.zeros(PIECE), np.zeros((lanes.SUMS, lanes.LANES)), np.zeros(lanes.FOUND, np.int64)
-    is_direct = (kind == BF16 or (kind == F16 and lanes.HAS_FLOAT16)) and other in (kind, ABSENT)
+    is_direct = kind in (BF16, F16, _E4M3) and other in (kind, ABSENT)
     for first in range(0, count, PIECE):
         size = min(PIECE, count - first)
         mine, raw, start = x[:size], target[first * width : (first + size) * width], window[START] + first
@@ -117,7 +119,7 @@ def dig(target, reference, window, sums, counts, histogram, rows, columns, sketc
         else:
             is_frozen = kind == other and _is_equal(raw, raw_y)
         if is_direct and found[lanes.NONFINITE] == 0:
-            form = DIRECT_BF16 if kind == BF16 else DIRECT_F16
+            form = _direct_form(kind)
             has_drift = other != ABSENT and not is_frozen
         else:
             form = width
@@ -172,6 +174,13 @@ def _width(kind):
     if kind >= SHORTEST:
         return 1
     return 4 if kind == F32 else 2
+
+
+@njit(nogil=True, cache=True)
+def _direct_form(kind):
+    if kind == BF16:
+        return DIRECT_BF16
+    return DIRECT_F16 if kind == F16 else DIRECT_E4M3
 
 
 @njit(nogil=True, cache=True)
@@ -284,6 +293,8 @@ def _add_run(form, has_drift, x, y, raw, raw_y, columns, added, histogram, first
             lanes.pair_bfloat16(x, y, raw, raw_y, columns, added, histogram, first, column, full)
         elif form == DIRECT_F16:
             lanes.pair_float16(x, y, raw, raw_y, columns, added, histogram, first, column, full)
+        elif form == DIRECT_E4M3:
+            lanes.pair_e4m3(x, y, raw, raw_y, columns, added, histogram, first, column, full)
         elif form == 1:
             lanes.pair_1(x, y, raw, raw_y, columns, added, histogram, first, column, full)
         elif form == 2:  # noqa: PLR2004 - bytes
@@ -296,6 +307,8 @@ def _add_run(form, has_drift, x, y, raw, raw_y, columns, added, histogram, first
         lanes.alone_bfloat16(x, y, raw, raw_y, columns, added, histogram, first, column, full)
     elif form == DIRECT_F16:
         lanes.alone_float16(x, y, raw, raw_y, columns, added, histogram, first, column, full)
+    elif form == DIRECT_E4M3:
+        lanes.alone_e4m3(x, y, raw, raw_y, columns, added, histogram, first, column, full)
     elif form == 1:
         lanes.alone_1(x, y, raw, raw_y, columns, added, histogram, first, column, full)
     elif form == 2:  # noqa: PLR2004 - bytes
@@ -308,7 +321,7 @@ def _add_run(form, has_drift, x, y, raw, raw_y, columns, added, histogram, first
         added[lanes.SQUARES, lane] += a * a
         columns[column + i] += a * a
         if form != UNCOUNTED:
-            histogram[0, _pattern(raw, first + i, 2 if form >= DIRECT_BF16 else form)] += np.uint32(1)
+            histogram[0, _pattern(raw, first + i, _form_width(form))] += np.uint32(1)
         if has_drift:
             b = _value_at(form, y, raw_y, first + i)
             d = a - b
@@ -339,6 +352,9 @@ def _add_to_sketch(form, size, x, raw, start, window, sketch):
     elif form == DIRECT_F16:
         lanes.project_float16(x, raw, signs, sketch, PIECE - offset, 0, seam)
         lanes.project_float16(x, raw, signs, sketch, after - offset, after, PIECE - after)
+    elif form == DIRECT_E4M3:
+        lanes.project_e4m3(x, raw, signs, sketch, PIECE - offset, 0, seam)
+        lanes.project_e4m3(x, raw, signs, sketch, after - offset, after, PIECE - after)
     else:
         lanes.project_decoded(x, raw, signs, sketch, PIECE - offset, 0, seam)
         lanes.project_decoded(x, raw, signs, sketch, after - offset, after, PIECE - after)
@@ -358,12 +374,22 @@ def _value_at(form, decoded, raw, i):
     """One value as float64; of float16 as stored a finite one."""
     if form < DIRECT_BF16:
         return lanes.value_of(decoded[i])
+    if form == DIRECT_E4M3:
+        return lanes.value_of(_SHORT_VALUES[_E4M3 - SHORTEST][raw[i]])
     short = _pattern(raw, i, 2)
     if form == DIRECT_BF16:
         return lanes.value_of(np.uint32(short << 16))
     # Exponent and fraction moved into place are the value over 2^112, subnormals included.
     magnitude = lanes.value_of(np.uint32((short & 0x7FFF) << 13)) * 2.0**112
     return -magnitude if short & 0x8000 else magnitude
+
+
+@njit(nogil=True, cache=True)
+def _form_width(form):
+    """Bytes of a value as stored."""
+    if form < DIRECT_BF16:
+        return form
+    return 1 if form == DIRECT_E4M3 else 2
 
 
 @njit(nogil=True, cache=True)
@@ -414,17 +440,27 @@ def _is_equal(mine, theirs):
 
 @njit(nogil=True, cache=True)
 def _compare_stored(kind, raw, raw_y, found):
-    """What the bits of 16-bit floats say, as stored."""
-    count = raw.size // 2
-    full = count // _AT_ONCE_2 * _AT_ONCE_2
+    """What the bits of values say that are not decoded."""
     found[:] = 0
     if kind == BF16:
+        full = raw.size // 2 // _AT_ONCE_2 * _AT_ONCE_2
         lanes.compare_bfloat16(raw, raw_y, found, full)
-    else:
+        _compare_rest(raw, raw_y, full, 2, lanes.INFINITE_BF16, found)
+    elif kind == F16:
+        full = raw.size // 2 // _AT_ONCE_2 * _AT_ONCE_2
         lanes.compare_float16(raw, raw_y, found, full)
-    infinite = lanes.INFINITE_BF16 if kind == BF16 else lanes.INFINITE_F16
-    for i in range(full, count):
-        _compare_one(_pattern(raw, i, 2), _pattern(raw_y, i, 2), 0x7FFF, infinite, found)
+        _compare_rest(raw, raw_y, full, 2, lanes.INFINITE_F16, found)
+    else:
+        full = raw.size // _AT_ONCE_1 * _AT_ONCE_1
+        lanes.compare_e4m3(raw, raw_y, found, full)
+        _compare_rest(raw, raw_y, full, 1, lanes.NAN_E4M3, found)
+
+
+@njit(nogil=True, cache=True)
+def _compare_rest(raw, raw_y, first, width, infinite, found):
+    magnitude = (1 << 8 * width - 1) - 1
+    for i in range(first, raw.size // width):
+        _compare_one(_pattern(raw, i, width), _pattern(raw_y, i, width), magnitude, infinite, found)
 
 
 @njit(nogil=True, cache=True)

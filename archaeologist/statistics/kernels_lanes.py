@@ -6,8 +6,9 @@ additions is then part of the program instead of the compiler's choice: value i 
 processor. Products of float32 values are exact in float64, so it makes no difference whether a processor fuses them
 with the sum; the square of a difference is not, and is not fused.
 
-What needs no float64 is done on the bits, of 16-bit floats as stored: whether they are finite, which of them changed or
-changed their sign, 32 at a time (``compare_…``); and the signs that values get in the sketch (``project_…``).
+What needs no float64 is done on the bits, of 16-bit floats and ``F8_E4M3`` as stored: whether they are finite, which of
+them changed or changed their sign, 32 or 64 at a time (``compare_…``); and the signs that values get in the sketch
+(``project_…``).
 
 Called by ``kernels`` alone.
 """
@@ -35,6 +36,7 @@ CHANGED, SIGN_FLIPS, NONFINITE, FOUND = range(4)
 """Numbers of values, except ``NONFINITE``: 0 if every value on both sides is finite."""
 
 _I8, _I16, _I32, _I64, _F64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.DoubleType()
+_BYTES: Final = ir.VectorType(_I8, LANES)
 _SHORTS: Final = ir.VectorType(_I16, LANES)
 _INTS: Final = ir.VectorType(_I32, LANES)
 _HALVES: Final = ir.VectorType(ir.HalfType(), LANES)
@@ -42,6 +44,8 @@ _FLOATS: Final = ir.VectorType(ir.FloatType(), LANES)
 _DOUBLES: Final = ir.VectorType(_F64, LANES)
 INFINITE_BF16, INFINITE_F16, INFINITE_F32 = 0x7F80, 0x7C00, 0x7F800000
 """The bits of infinity; larger ones without their sign are NaN."""
+NAN_E4M3 = 0x7F
+"""The bits of NaN without its sign; it has no infinity."""
 _COMPARED_BYTES: Final = 64
 _BINS: Final = 65_536
 
@@ -52,10 +56,10 @@ class _Form(NamedTuple):
     counted_bytes: int
     """Of a value in its file; 0: patterns are not counted."""
     stored: str | None = None
-    """``BF16`` or ``F16`` on both sides, taken straight from the files' bytes: ``x`` and ``y`` are not looked at."""
+    """``BF16``, ``F16`` or ``F8_E4M3`` on both sides, taken from the files' bytes, not from ``x`` and ``y``."""
 
 
-HAS_FLOAT16: Final = config.CPU_NAME is None and (  # type: ignore[attr-defined]
+_HAS_FLOAT16: Final = config.CPU_NAME is None and (  # type: ignore[attr-defined]
     platform.machine() == "aarch64" or get_host_cpu_features().get("f16c", False)
 )
 """Whether the processor widens float16 itself, as far as is known: numba may be told to compile for another one."""
@@ -99,12 +103,30 @@ class _Code:
         if form.stored is None:
             bits = self.load(side, index, _INTS)
             return self._widened(builder.xor(bits, self._lifted(signs)) if signs else bits)
-        place = builder.mul(index, ir.Constant(_I64, 2))
-        shorts = self.load(f"raw_{side}", place, _SHORTS, align=1)
+        place = builder.mul(index, ir.Constant(_I64, form.counted_bytes))
+        if form.stored == "F8_E4M3":
+            # Sign, exponent and fraction moved into their places in a float16 are the value over 2^8.
+            eights = self.load(f"raw_{side}", place, _BYTES, align=1)
+            shorts = builder.shl(builder.sext(eights, _SHORTS), _splat(_SHORTS, 7))
+            shorts = builder.and_(shorts, _splat(_SHORTS, 0xBF80))
+        else:
+            shorts = self.load(f"raw_{side}", place, _SHORTS, align=1)
         shorts = builder.xor(shorts, signs) if signs else shorts
-        if form.stored == "F16":
+        if form.stored == "BF16":
+            return self._widened(self._lifted(shorts))
+        values = self._widened_halves(shorts)
+        return values if form.stored == "F16" else builder.fmul(values, ir.Constant(_DOUBLES, [256.0] * LANES))
+
+    def _widened_halves(self, shorts: ir.Value) -> ir.Value:
+        """Of finite float16."""
+        builder = self.builder
+        if _HAS_FLOAT16:
             return builder.fpext(builder.bitcast(shorts, _HALVES), _DOUBLES)
-        return self._widened(self._lifted(shorts))
+        # LLVM would call a function that is not there. Exponent and fraction moved into their places in a float32 are
+        # the value over 2^112, subnormals included.
+        bits = builder.shl(builder.sext(shorts, _INTS), _splat(_INTS, 13))
+        values = self._widened(builder.and_(bits, _splat(_INTS, 0x8FFFE000)))
+        return builder.fmul(values, ir.Constant(_DOUBLES, [2.0**112] * LANES))
 
     def _widened(self, bits: ir.Value) -> ir.Value:
         return self.builder.fpext(self.builder.bitcast(bits, _FLOATS), _DOUBLES)
@@ -367,7 +389,7 @@ def _moment_registers(code: _Code, name: str, *, rows: int) -> Iterator[list[lis
 
 
 _DECODED: Final = _Form(0)
-_BFLOAT16, _FLOAT16 = _Form(2, "BF16"), _Form(2, "F16")
+_BFLOAT16, _FLOAT16, _E4M3 = _Form(2, "BF16"), _Form(2, "F16"), _Form(1, "F8_E4M3")
 
 # Add what ``count`` values contribute, a multiple of ``LANES``.
 #
@@ -380,18 +402,22 @@ pair_1, pair_2, pair_4 = (_summing(_Form(size), has_reference=True) for size in 
 pair_uncounted = _summing(_DECODED, has_reference=True)
 alone_bfloat16, pair_bfloat16 = (_summing(_BFLOAT16, has_reference=is_pair) for is_pair in (False, True))
 alone_float16, pair_float16 = (_summing(_FLOAT16, has_reference=is_pair) for is_pair in (False, True))
+alone_e4m3, pair_e4m3 = (_summing(_E4M3, has_reference=is_pair) for is_pair in (False, True))
 
 # Add to ``found``, int64 (FOUND,), what the first ``count`` values of two sides say, a multiple of
-# ``compared_at_once``; 16-bit floats as stored, or bits of float32.
+# ``compared_at_once``; ``F8_E4M3`` and 16-bit floats as stored, or bits of float32.
 compare_bfloat16, compare_float16 = (
     _comparing(infinite=infinite, value_bytes=2) for infinite in (INFINITE_BF16, INFINITE_F16)
 )
 compare_float32 = _comparing(infinite=INFINITE_F32, value_bytes=4)
+compare_e4m3 = _comparing(infinite=NAN_E4M3, value_bytes=1)
 
 # Add ``count`` values from ``source`` on to ``sketch`` from ``place`` on, a multiple of ``LANES``.
 #
 # x, raw_x: as above. signs: uint16; the top bit says whether the value's sign turns.
-project_decoded, project_bfloat16, project_float16 = map(_projecting, (_DECODED, _BFLOAT16, _FLOAT16))
+project_decoded, project_bfloat16, project_float16, project_e4m3 = map(
+    _projecting, (_DECODED, _BFLOAT16, _FLOAT16, _E4M3)
+)
 
 # Add the first ``count`` values of ``x``, bits of float32, to ``totals``, float64 (MOMENT_LANES,); or the second, third
 # and fourth power of what they are apart from ``mean`` to ``powers``, float64 (3, MOMENT_LANES). A multiple of that.

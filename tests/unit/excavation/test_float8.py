@@ -34,6 +34,12 @@ def _random(dtype: torch.dtype, seed: int, shape: tuple[int, ...] = (311, 517)) 
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, shape, np.uint8)).view(dtype)
 
 
+def _finite(dtype: torch.dtype, seed: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """The same without NaN and infinity, which would have the whole piece decoded."""
+    found = _random(dtype, seed, shape)
+    return torch.where(found.float().isfinite(), found.float(), 0.0).to(dtype)
+
+
 def _wide(tensor: torch.Tensor) -> Floats:
     found: Floats = tensor.double().numpy().ravel()
     return found
@@ -89,6 +95,22 @@ def test_an_8_bit_tensor_of_any_size_is_read_whole(tmp_path: Path, size: int) ->
     stored, reference = (_random(torch.float8_e4m3fnuz, seed, (size,)) for seed in (3, 4))
     stored.view(torch.uint8)[0], reference.view(torch.uint8)[0] = 1, 2
     _check(walked(_saved(tmp_path / "a", stored), _saved(tmp_path / "b", reference))["w"], stored, reference)
+
+
+@pytest.mark.parametrize("shape", [(1,), (63,), (65,), (4095,), (8200,), (311, 517), (40, 4096)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+def test_finite_8_bit_floats_are_what_they_are_as_float32(
+    tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    stored, reference = (_finite(dtype, seed, shape) for seed in (5, 6))
+    stored.view(torch.uint8).view(-1)[0], reference.view(torch.uint8).view(-1)[0] = 1, 2  # subnormal
+    found = walked(_saved(tmp_path / "a", stored), _saved(tmp_path / "b", reference))["w"]
+    _check(found, stored, reference)
+    wide = walked(_saved(tmp_path / "c", stored.float()), _saved(tmp_path / "d", reference.float()))["w"]
+    assert found.drift == wide.drift
+    assert found.sketch is not None
+    assert wide.sketch is not None
+    assert np.array_equal(found.sketch, wide.sketch)
 
 
 def test_threads_and_reads_change_no_bit_of_8_bit_floats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
