@@ -359,7 +359,8 @@ class TensorDrift(Struct, frozen=True, kw_only=True):
     changed_fraction: float | None = None
     """Share of values whose bits differ; where the dtypes differ, whose values differ."""
     below_resolution: bool | None = None
-    """True: fewer than half of the values moved, so rounding dominates the drift. Null for an empty tensor."""
+    """True: fewer than half of the values moved, and no farther than rounding moves them, so rounding dominates the
+    drift. Null for an empty tensor."""
     sign_flips: int = 0
     """Values that went from one strict sign to the other."""
     max_change: float | None = None
@@ -401,6 +402,7 @@ class LayerDriftStats(Struct, frozen=True, kw_only=True):
     one_minus_cosine: float | None = None
     changed_fraction: float | None = None
     below_resolution: bool | None = None
+    """True: at least half of the squared drift is of tensors below the resolution, or nothing moved."""
     sign_flips: int = 0
     max_change: float | None = None
     nonfinite_pairs: int = 0

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from archaeologist.excavation.plan import Pair
-from archaeologist.statistics import kernels, sketch
+from archaeologist.statistics import float8, kernels, sketch
 from archaeologist.statistics.distribution import Distribution, Moments, from_bits, from_moments
 from archaeologist.statistics.drift import PairSums
 from archaeologist.statistics.weights import growth_of, tensor_weights
@@ -29,7 +29,13 @@ MAX_LINES: Final = 1 << 22
 KINDS: Final = {"BF16": kernels.BF16, "F16": kernels.F16, "F32": kernels.F32, **kernels.FLOAT8}
 WIDTHS: Final = {"BF16": 2, "F16": 2, "F32": 4, **dict.fromkeys(kernels.FLOAT8, 1)}
 """Bytes of a value."""
-
+_STEPS: Final = {
+    "BF16": 2.0**-7,
+    "F16": 2.0**-10,
+    "F32": 2.0**-23,
+    **{dtype: 2.0**-form.fraction_bits for dtype, form in float8.FORMATS.items()},
+}
+"""From 1 to the next value."""
 
 _LINE: Final = 64
 """Bytes of a line of the cache."""
@@ -189,6 +195,7 @@ class Tally:
             products=float(sums[kernels.PRODUCTS]),
             largest=float(sums[kernels.LARGEST]),
             changed=int(counts[kernels.CHANGED]),
+            resolution=max(_STEPS[side.dtype] for side in (self.pair.target, self.pair.reference) if side),
             sign_flips=int(counts[kernels.SIGN_FLIPS]),
             nonfinite_pairs=int(counts[kernels.NONFINITE_PAIRS]),
         )

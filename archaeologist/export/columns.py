@@ -64,7 +64,7 @@ _DRIFT: Final = (
     Column("cosine", "number", "ratio", "cosine of the two"),
     Column("one_minus_cosine", "number", "ratio", "1 - cosine, with its digits"),
     Column("changed_fraction", "number", "share", "values whose bits changed"),
-    Column("below_resolution", "flag", "", "fewer than half of the values moved: mostly rounding"),
+    Column("below_resolution", "flag", "", "mostly rounding: few values moved, and not far"),
     Column("sign_flips", "integer", "count", "values that changed their sign"),
     Column("max_change", "number", "weights", "largest absolute change of a value"),
     Column("nonfinite_pairs", "integer", "count", "pairs left out: NaN or infinite on a side"),

@@ -161,7 +161,7 @@ def resolution(found: Comparison) -> Finding | None:
         topic="resolution",
         severity="warning" if 2 * len(rounded) > total else "info",
         text=text,
-        basis=f"fewer than half of their values changed {found.since}",
+        basis=f"few of their values changed {found.since}, and no farther than rounding moves them",
         evidence=Evidence(block=rounded[0] if len(rounded) == 1 else None, metric="changed_fraction", step=found.step),
     )
 

@@ -16,12 +16,12 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from archaeologist.statistics.drift import RESOLUTION_GATE, ROUNDING_STEPS
+
 WINDOW: Final = 20
 """Newest intervals that a class is about: what a block does now, not what it did once."""
 FEWEST: Final = 4
 """Intervals below which a direction means nothing."""
-LOW_RESOLUTION: Final = 0.5
-"""A change of fewer values is mostly rounding."""
 LOW_SHARE: Final = 0.5
 """Share of the measured intervals below resolution from which on the path is mostly rounding."""
 SETTLED_RATE: Final = 0.1
@@ -37,7 +37,8 @@ DIRECTED: Final = 1 / THRASHING
 JUDGEMENTS: Final = {
     "window_intervals": float(WINDOW),
     "fewest_intervals": float(FEWEST),
-    "low_resolution_changed_fraction": LOW_RESOLUTION,
+    "low_resolution_changed_fraction": RESOLUTION_GATE,
+    "low_resolution_rounding_steps": ROUNDING_STEPS,
     "low_resolution_share_of_intervals": LOW_SHARE,
     "settled_share_of_peak_rate": SETTLED_RATE,
     "settled_intervals": float(SETTLED_INTERVALS),
@@ -56,6 +57,8 @@ class Path(Struct, frozen=True, kw_only=True):
     """L2 of each interval's change, oldest first, without gaps."""
     changed: Sequence[float | None] = ()
     """Share of the values that changed, aligned with ``lengths``; None where it was not measured."""
+    below_resolution: Sequence[bool | None] = ()
+    """Whether the change is mostly rounding, likewise."""
     displacement: float | None = None
     """L2 from the beginning to the end."""
     cosines: Sequence[float] = ()
@@ -112,7 +115,7 @@ def _at_rest(path: Path) -> tuple[Kind, str] | None:
     measured = [share for share in path.changed if share is not None]
     if not any(path.lengths) and not any(measured):
         return "bit_frozen", f"no bit changed over {_intervals(count)}"
-    low = sum(share < LOW_RESOLUTION for share in measured)
+    low = sum(flag is True for flag in path.below_resolution)
     if measured and low >= LOW_SHARE * len(measured):
         share = f"in the median {median(measured):.1%} of its values changed"
         return "below_resolution", f"{low} of {_intervals(len(measured))} are below resolution: {share}"

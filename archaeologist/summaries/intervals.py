@@ -33,6 +33,8 @@ class Intervals(NamedTuple):
     """L2 over the base's norm."""
     changed: Floats
     """Share of the values that changed; only an artifact knows it."""
+    below: Floats
+    """1 where the change is below the resolution, else 0; likewise."""
 
 
 def consecutive(table: Table) -> tuple[Pair, ...]:
@@ -63,8 +65,9 @@ def intervals(table: Table, pairs: Sequence[Pair], distances: Distances) -> Inte
     of = [(table.extracts[place[base]], table.extracts[place[target]]) for base, target in pairs]
     exact = np.array([is_exact(base, target) for base, target in of], np.bool_)
     targets = [place[target] for _, target in compress(pairs, exact)]
-    l2, relative, changed = (np.full((len(table.blocks), len(pairs)), np.nan) for _ in range(3))
-    for values, name in ((l2, "l2"), (relative, "relative_l2"), (changed, "changed_fraction")):
+    l2, relative, changed, below = (np.full((len(table.blocks), len(pairs)), np.nan) for _ in range(4))
+    columns = {"l2": l2, "relative_l2": relative, "changed_fraction": changed, "below_resolution": below}
+    for name, values in columns.items():
         values[:, exact] = table.column(name)[:, targets]
     origins: list[Origin] = ["exact" if known else None for known in exact]
     for number in np.flatnonzero(~exact).tolist():
@@ -76,4 +79,4 @@ def intervals(table: Table, pairs: Sequence[Pair], distances: Distances) -> Inte
         relative[:, number] = np.divide(estimated, norms, out=np.full_like(estimated, np.nan), where=norms > 0)
     for values in (l2, relative):
         values[values > LARGEST] = np.nan
-    return Intervals(tuple(pairs), tuple(origins), l2, relative, changed)
+    return Intervals(tuple(pairs), tuple(origins), l2, relative, changed, below)

@@ -110,12 +110,13 @@ def _layer(
 ) -> LayerStability:
     count = max(0, len(covered.steps) - 1)
     lengths = moved.l2[row, len(moved.pairs) - count :]
-    changed = moved.changed[row, len(moved.pairs) - count :]
+    changed, below = (found[row, len(moved.pairs) - count :] for found in (moved.changed, moved.below))
     missing = int(np.isnan(lengths).sum())
     rates = _rates(moved, row)
     path = Path(
         lengths=[] if missing else lengths.tolist(),
         changed=[None if np.isnan(share) else float(share) for share in changed],
+        below_resolution=[None if np.isnan(flag) else bool(flag) for flag in below],
         displacement=distances.get(covered.ends, {}).get(name) if covered.ends else None,
         cosines=[turns[turn][name] for turn in covered.turns if name in turns.get(turn, {})],
         rates=rates,
@@ -137,7 +138,7 @@ def _layer(
         latest_rate=rates[-1] if rates else None,
         peak_rate=max(rates, default=None),
         changed_fraction=float(np.median(measured)) if measured.size else None,
-        intervals_below_resolution=int((measured < trajectory.LOW_RESOLUTION).sum()),
+        intervals_below_resolution=int((below == 1).sum()),
         intervals_measured=int(measured.size),
     )
 

@@ -1,11 +1,15 @@
 """Drift from sums: by hand, and the specification's aggregates."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from archaeologist.statistics.drift import (
     PairSums,
@@ -16,6 +20,8 @@ from archaeologist.statistics.drift import (
     tensor_drift,
     together,
 )
+
+Floats = npt.NDArray[np.float64]
 
 
 def pair_sums(x: list[float], y: list[float]) -> PairSums:
@@ -72,6 +78,73 @@ def test_a_tensor_without_pairs_has_no_drift() -> None:
 @pytest.mark.parametrize(("changed", "is_below"), [(0, True), (49, True), (50, False), (100, False)])
 def test_below_half_of_the_values_changed_drift_is_below_resolution(changed: int, *, is_below: bool) -> None:
     assert tensor_drift(PairSums(count=100, changed=changed)).below_resolution is is_below
+
+
+def _stored(values: Floats, dtype: torch.dtype) -> Floats:
+    found: Floats = torch.from_numpy(values).to(dtype).double().numpy()
+    return found
+
+
+def _rounded_update(values: Floats, update: Floats, dtype: torch.dtype) -> PairSums:
+    """What is stored of values before and after a small update."""
+    before = _stored(values, dtype)
+    after = _stored(before + update, dtype)
+    sums = pair_sums(after.tolist(), before.tolist())
+    return replace(sums, changed=int((after != before).sum()), resolution=torch.finfo(dtype).eps)
+
+
+DISTRIBUTIONS: dict[str, Callable[[np.random.Generator], Floats]] = {
+    "normal": lambda rng: rng.standard_normal(20_000) * 0.02,
+    "heavy-tailed": lambda rng: rng.standard_t(3, 20_000) * 0.02,
+    "lognormal": lambda rng: np.exp(2 * rng.standard_normal(20_000)) * rng.choice([-0.01, 0.01], 20_000),
+    "uniform": lambda rng: rng.uniform(-0.02, 0.02, 20_000),
+    "norm weights": lambda rng: 1 + 0.05 * rng.standard_normal(20_000),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_what_rounding_moved_is_below_resolution_whatever_the_weights(distribution: str, dtype: torch.dtype) -> None:
+    rng = np.random.default_rng(0)
+    values = DISTRIBUTIONS[distribution](rng)
+    if dtype == torch.float8_e4m3fn:
+        values = values / np.median(np.abs(values))
+    seen = 0
+    for share in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1):
+        size = share * float(np.median(np.abs(values)))
+        for update in (size * rng.standard_normal(values.size), size * rng.choice([-1.0, 1.0], values.size)):
+            sums = _rounded_update(values, update, dtype)
+            if 0 < sums.changed < values.size / 2:
+                assert tensor_drift(sums).below_resolution is True
+                seen += 1
+    assert seen >= 2
+
+
+def test_few_rows_that_were_trained_are_above_the_resolution() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(20_000) * 0.02
+    update = np.where(np.arange(values.size) < values.size / 4, 0.01 * rng.standard_normal(values.size), 0.0)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        sums = _rounded_update(values, update, dtype)
+        assert sums.changed < 0.3 * values.size
+        assert tensor_drift(sums).below_resolution is False
+
+
+def test_frozen_tensors_do_not_put_a_block_below_the_resolution() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(20_000) * 0.02
+    trained = _rounded_update(values, 0.01 * rng.standard_normal(values.size), torch.bfloat16)
+    frozen = _rounded_update(values, np.zeros(values.size), torch.bfloat16)
+    rounded = _rounded_update(values, 1e-5 * rng.standard_normal(values.size), torch.bfloat16)
+    names = ("q_proj", "up_proj", "down_proj")
+    partly = block_drift(dict(zip(names, (trained, frozen, rounded), strict=True)), name="block")
+    assert partly.changed_fraction is not None
+    assert partly.changed_fraction < 0.5
+    assert [partly.tensors[name].below_resolution for name in names] == [False, True, True]
+    assert partly.below_resolution is False
+    assert block_drift({"up_proj": frozen, "down_proj": rounded}, name="block").below_resolution is True
+    assert block_drift({"up_proj": frozen}, name="block").below_resolution is True
+    assert block_drift({"empty": PairSums()}, name="block").below_resolution is None
 
 
 def test_a_block_has_the_specifications_totals_and_its_own_as_one_vector() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from archaeologist.statistics.drift import RESOLUTION_GATE
 from archaeologist.statistics.trajectory import FEWEST, WINDOW, Path, course, effective_intervals, straightness
 
 Floats = npt.NDArray[np.float64]
@@ -24,6 +25,8 @@ def path_of(points: Floats, **fields: Any) -> Path:
     ]
     displacement = math.sqrt(sum(value * value for value in points[-1] - points[0]))
     measured = {"changed": [1.0] * len(lengths), "rates": lengths, **fields}
+    below = [None if share is None else share < RESOLUTION_GATE for share in measured["changed"]]
+    measured.setdefault("below_resolution", below)
     return Path(lengths=lengths, displacement=displacement, cosines=cosines, **measured)
 
 
@@ -110,6 +113,11 @@ def test_rounding_comes_before_direction() -> None:
     assert course(path_of(straight, changed=[0.4, 0.4, 0.9, 0.9, 0.9, 0.9])).kind == "directed"
     assert course(path_of(straight, changed=[None, None, None, None, None, 0.4])).kind == "below_resolution"
     assert course(path_of(straight, changed=[None] * 6)).kind == "directed"
+
+
+def test_few_values_that_moved_farther_than_rounding_have_a_direction() -> None:
+    straight = walked(np.ones((6, 3)))
+    assert course(path_of(straight, changed=[0.1] * 6, below_resolution=[False] * 6)).kind == "directed"
 
 
 def test_settled_is_a_tenth_of_its_own_peak_three_times_running() -> None:
