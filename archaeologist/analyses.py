@@ -12,13 +12,13 @@ from contracts.messages import Analysis
 ANALYSES: Final[tuple[Analysis, ...]] = get_args(Analysis)
 
 
-def known_analyses(names: Iterable[str]) -> tuple[Analysis, ...]:
-    """The analyses, each once, in the order that job keys are made of.
+def known_analyses(names: str | Iterable[str]) -> tuple[Analysis, ...]:
+    """The analyses, each once, in the order that job keys are made of. A text alone is one name.
 
     Raises:
         AnalysisUnknown: A name is none of them.
     """
-    wanted = set(names)
+    wanted = {names} if isinstance(names, str) else set(names)
     if unknown := sorted(wanted.difference(ANALYSES)):
         msg = f"analysis {unknown[0][:64]!r} is not known; use any of {', '.join(ANALYSES)}"
         raise AnalysisUnknown(msg)

@@ -92,7 +92,7 @@ def analyze(  # noqa: PLR0913 -- the options of the command, all by keyword
     tokenizer: str | Path | None = None,
     submodules: bool = False,
     device: str = "auto",
-    analyses: Iterable[str] = (),
+    analyses: str | Iterable[str] = (),
     threads: int = 0,
     output: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -109,12 +109,12 @@ def analyze(  # noqa: PLR0913 -- the options of the command, all by keyword
         model_ref: Recorded in the artifact.
         probes: A packaged probe set, ``default``, ``BIN`` or ``SY``, or one of the folder.
         probes_folder: Probe sets of your own.
-        max_probe_tokens: Of all probes together; the last one is cut.
+        max_probe_tokens: Of all probes together, 1 or more; the last one is cut.
         tokenizer: Folder of the tokenizer, for a checkpoint saved without one.
         submodules: Activation statistics of the outputs of attention and MLP too.
         device: Where the model runs: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``. ``auto`` is the first GPU where it has
             room, else the CPU; half of its memory is used at most.
-        analyses: Optional ones by name: ``spectra``, ``attention``, ``generations``, ``htsr``.
+        analyses: Optional ones by name: ``spectra``, ``attention``, ``generations``, ``htsr``; one alone or several.
         threads: 0: one for each core.
         output: A folder: the artifact is written there as ``ckpt-{step:06d}.layer_stats.json``, the checkpoint's sketch
             beside it as ``ckpt-{step:06d}.sketch.safetensors``. None: nothing is written.
@@ -123,6 +123,7 @@ def analyze(  # noqa: PLR0913 -- the options of the command, all by keyword
 
     Raises:
         AnalysisUnknown: One of ``analyses`` is not known.
+        UsageError: Another option is wrong.
         ArchaeologistError: The checkpoint cannot be read or analysed; its class and ``code`` say why.
     """
     job = layer_stats_job(
@@ -158,7 +159,7 @@ def drift(
     target: str | Path,
     *,
     adapted: str | Path | None = None,
-    metrics: Iterable[str] = DEFAULT_METRICS,
+    metrics: str | Iterable[str] = DEFAULT_METRICS,
     threads: int = 0,
     output: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -170,14 +171,14 @@ def drift(
         base: Where it came from.
         target: Where it went.
         adapted: The model that an adapter among them was trained on, where its adapter_config.json names none here.
-        metrics: Which of ``METRICS``; frobenius is l2 under its other name.
+        metrics: One or more of ``METRICS``; frobenius is l2 under its other name.
         threads: 0: one for each core.
         output: The artifact's file. None: nothing is written.
         progress: Called with each step of the walk.
         cache: Folder of the compiled kernels; by default the user's cache.
 
     Raises:
-        UsageError: A metric is not known.
+        UsageError: A metric is not known, or another option is wrong.
         ArchaeologistError: A checkpoint cannot be read or compared; its class and ``code`` say why.
     """
     job = layer_drift_job(base, target, adapted=adapted, metrics=metrics)
@@ -198,14 +199,21 @@ def layer_stats_job(  # noqa: PLR0913 -- those of ``analyze``, all by keyword
     probes: str = DEFAULT_PROBES,
     probes_folder: str | Path | None = None,
     max_probe_tokens: int = MAX_PROBE_TOKENS,
-    analyses: Iterable[str] = (),
+    analyses: str | Iterable[str] = (),
 ) -> Job:
     """The job that ``analyze`` runs: the daemon's own, without a queue. Reads both checkpoints' headers.
 
     Raises:
         AnalysisUnknown: One of ``analyses`` is not known.
+        UsageError: Another option is wrong.
         CheckpointError: One cannot be read, with the code that says why.
     """
+    if max_probe_tokens < 1:
+        msg = (
+            f"max_probe_tokens is {max_probe_tokens}, the limit is 1 or more; name such a one, or run no probes"
+            " (compute_activations=False)"
+        )
+        raise UsageError(msg)
     options = JobOptions(
         compute_activations=compute_activations,
         compute_drift=reference is not None,
@@ -231,7 +239,7 @@ def layer_drift_job(
     target: str | Path,
     *,
     adapted: str | Path | None = None,
-    metrics: Iterable[str] = DEFAULT_METRICS,
+    metrics: str | Iterable[str] = DEFAULT_METRICS,
 ) -> Job:
     """The job that ``drift`` runs.
 
@@ -245,13 +253,13 @@ def layer_drift_job(
     )
 
 
-def known_metrics(names: Iterable[str]) -> tuple[DriftMetric, ...]:
-    """The metrics, each once, in the order that job keys are made of.
+def known_metrics(names: str | Iterable[str]) -> tuple[DriftMetric, ...]:
+    """The metrics, each once, in the order that job keys are made of. A text alone is one name.
 
     Raises:
         UsageError: None is named, or one that is not known.
     """
-    wanted = sorted(set(names))
+    wanted = sorted({names} if isinstance(names, str) else set(names))
     if unknown := [name for name in wanted if name not in METRICS] or ([] if wanted else [""]):
         msg = f"metric {unknown[0]!r} is not known; use one or more of {', '.join(METRICS)}"
         raise UsageError(msg)
@@ -357,8 +365,12 @@ async def excavate(
     """The artifact of a job, computed by a child process; on disk only with ``output``.
 
     Raises:
+        UsageError: ``threads`` is negative.
         ArchaeologistError: The child's error, as the class that has its code.
     """
+    if threads < 0:
+        msg = f"threads is {threads}, a number of threads is 1 or more; use 0 for one for each core"
+        raise UsageError(msg)
     with _places(job, output) as places:
         excavation = Excavation(
             job=job,

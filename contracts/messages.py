@@ -148,7 +148,7 @@ class JobOptions(Struct, frozen=True, kw_only=True):
     probe_dataset: str | None = None
     probes_sha256: str | None = None
     """Of the set's texts and skills when the job was made; null where the set could not be read."""
-    max_probe_tokens: int | None = None
+    max_probe_tokens: Annotated[int, Meta(ge=1)] | None = None
     model_ref: str | None = None
     metrics: tuple[DriftMetric, ...] = ("l2", "cosine")
     output_path: str | None = None
@@ -345,7 +345,7 @@ class Excavation(Struct, frozen=True, kw_only=True):
     history_path: str | None = None
     """The campaign's folder of ``layer_stats``, where the artifact is judged against more than lies beside it."""
     worker: str | None = None
-    threads: int = 0
+    threads: Annotated[int, Meta(ge=0)] = 0
     """0: one for each core the process may use."""
     drop_page_cache: bool = False
     neighbour: NeighbourOptions = NeighbourOptions()

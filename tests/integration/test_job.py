@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file
@@ -396,6 +397,16 @@ def test_an_artifact_that_cannot_be_written_fails_the_job_with_a_code(
     code, said, _ = run(excavation(tmp_path / "file", side(tmp_path / "1", 1)))
     assert code == 1
     assert failure(said).error.code == "artifact_unwritable"
+
+
+@pytest.mark.parametrize(("threads", "tokens"), [(-1, 1), (0, 0)])
+def test_a_number_below_its_limit_is_refused_instead_of_run(
+    tmp_path: Path, run: Callable[..., tuple[int, list[ChildLine], str]], threads: int, tokens: int
+) -> None:
+    nowhere = Side(path="/c/checkpoint-1", step=1, read_path="/c/checkpoint-1", fingerprint="f")
+    asked = excavation(tmp_path, nowhere, options=JobOptions(max_probe_tokens=tokens))
+    code, said, _ = run(replace(asked, threads=threads))
+    assert (code, failure(said).error.code) == (1, "message_malformed")
 
 
 @pytest.mark.parametrize("line", [b"\n", b"{\n", b'{"job": 1}\n', b"\xff\n"])

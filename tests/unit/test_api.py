@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from archaeologist.api import known_device, known_metrics, layer_stats_job, raise_coded
+from archaeologist.analyses import known_analyses
+from archaeologist.api import analyze, known_device, known_metrics, layer_stats_job, raise_coded
 from archaeologist.errors import CheckpointError, InternalError, PermanentError, ShardMissing, UsageError
 from contracts.messages import EventError
 from tests.fixtures.checkpoints import write_checkpoint
@@ -33,6 +34,24 @@ def test_metrics_are_taken_once_in_the_order_of_job_keys() -> None:
 def test_metrics_that_are_not_known_are_refused_with_the_known(names: list[str]) -> None:
     with pytest.raises(UsageError, match="l2, cosine, frobenius"):
         known_metrics(names)
+
+
+def test_a_text_alone_is_one_name() -> None:
+    assert known_metrics("l2") == ("l2",)
+    assert known_analyses("spectra") == ("spectra",)
+
+
+def test_a_negative_number_of_threads_is_refused(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint-100", step=100)
+    with pytest.raises(UsageError, match=r"threads is -1, .* use 0"):
+        analyze(checkpoint, threads=-1)
+
+
+@pytest.mark.parametrize("limit", [0, -5])
+def test_a_limit_of_tokens_below_one_is_refused(tmp_path: Path, limit: int) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint-100", step=100)
+    with pytest.raises(UsageError, match=f"max_probe_tokens is {limit}, .* 1 or more"):
+        analyze(checkpoint, max_probe_tokens=limit)
 
 
 @pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "cuda:1"])

@@ -61,6 +61,8 @@ def test_job_type_and_priority_have_defaults_and_unknown_fields_are_ignored() ->
         (body(job_type="layer_magic"), JobTypeUnknown, ["'layer_magic'", "layer_stats, layer_drift"]),
         (body(job_type=["x"]), JobTypeUnknown, ["layer_stats"]),
         (body(job_type="layer_drift", base_checkpoint_step=1), MessageInvalid, ["target_checkpoint_path"]),
+        (body(checkpoint_step=1, max_probe_tokens=0), MessageInvalid, ["max_probe_tokens", "1"]),
+        (body(checkpoint_step=1, max_probe_tokens=-5), MessageInvalid, ["max_probe_tokens", "1"]),
         (body(checkpoint_step=1, analyses="htsr"), MessageInvalid, ["analyses"]),
         (body(checkpoint_step=1, analyses=["htsr"] * 17), MessageInvalid, ["analyses", "16"]),
         (
