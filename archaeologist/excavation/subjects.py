@@ -16,7 +16,13 @@ from msgspec.structs import replace
 from archaeologist.checkpoints.fingerprint import fingerprint
 from archaeologist.checkpoints.index import CheckpointIndex, read_index
 from archaeologist.checkpoints.reader import Pace, Reader
-from archaeologist.errors import AdapterBaseUnfit, CheckpointChanged, CheckpointError, PathOutsideRoot
+from archaeologist.errors import (
+    AdapterBaseUnfit,
+    CheckpointChanged,
+    CheckpointError,
+    ModelUnsupported,
+    PathOutsideRoot,
+)
 from archaeologist.excavation.adapted import Adapted, AdaptedReader, Base, changes, merged
 from archaeologist.excavation.plan import Ties, find_ties
 from archaeologist.excavation.walk import BlockResult, ReferenceUnreadableError
@@ -158,11 +164,14 @@ def runnable(opened: Opened) -> Opened:
 
     Raises:
         AdapterBaseUnfit: The base was not found, or is another.
+        ModelUnsupported: One weight file was named, so that neither configuration nor tokenizer was.
     """
     adapter = opened.index.adapter
     if adapter is None:
+        _check_folder(opened.folder)
         return opened
     base = _base_of(opened)
+    _check_folder(Path(base.index.path))
     if adapter.starts_from is not None:
         msg = (
             f"adapter {opened.index.path!r} began as {adapter.starts_from}, which took its start out of the base's"
@@ -223,6 +232,15 @@ def _alone(opened: Opened) -> Subject:
 
 def _subject(what: What, made: Adapted) -> Subject:
     return Subject(what=what, index=made.index, reader=made.reader, ties=find_ties(made.index, made.reader))
+
+
+def _check_folder(path: Path) -> None:
+    if path.is_file():
+        msg = (
+            f"{str(path)!r} is one file, of which only weights and drift are read; name the folder that has it with"
+            " config.json and tokenizer, to run the model"
+        )
+        raise ModelUnsupported(msg)
 
 
 def _base_of(opened: Opened) -> Base:

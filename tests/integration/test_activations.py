@@ -288,6 +288,27 @@ def test_without_activations_the_weights_are_still_delivered(
     assert artifact.activation_stats == {}
 
 
+def test_the_tokenizer_that_is_missing_can_be_named_as_the_reason_says(tmp_path: Path) -> None:
+    made = model("llama", seed=3, vocab_size=VOCABULARY)
+    folder = checkpoint(tmp_path / "1", made, has_tokenizer=False)
+    assert "analyze --tokenizer" in analysed(folder).not_computed["activations"]
+    named = save_tokenizer(tmp_path / "tokenizer", vocabulary=VOCABULARY)
+    assert analysed(folder, tokenizer_path=str(named)).activation_stats
+
+
+def test_of_a_single_file_weights_and_drift_are_read_and_the_folder_is_asked_for(tmp_path: Path) -> None:
+    reference = checkpoint(tmp_path / "1", model("llama", seed=3, vocab_size=VOCABULARY))
+    target = checkpoint(tmp_path / "2", model("llama", seed=4, vocab_size=VOCABULARY))
+    file, theirs = target / "model.safetensors", reference / "model.safetensors"
+    alone = analysed(file, theirs, tokenizer_path=str(target))
+    reason = f"model_unsupported: {str(file)!r} is one file, of which only weights and drift are read; name the folder"
+    assert alone.not_computed["activations"].startswith(reason)
+    assert alone.drift_stats["model.layers.0"].relative_l2 is not None
+    beside = analysed(target, theirs)
+    assert beside.activation_stats
+    assert f"{str(theirs)!r} is one file" in beside.not_computed["functional_drift"]
+
+
 def test_a_vocabulary_smaller_than_the_tokenizers_is_named(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "1", model("llama", seed=3, vocab_size=50))
     artifact = analysed(folder)

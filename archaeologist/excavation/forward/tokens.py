@@ -54,8 +54,8 @@ def find_tokenizer(checkpoint: Path, *, fallback: Path | None) -> Path:
             return folder
     searched = " and ".join(repr(str(folder)) for folder in (checkpoint, fallback) if folder is not None)
     msg = (
-        f"no tokenizer ({MARKS[0]}, …) in {searched}; save it with the checkpoint, or name its folder in the setting"
-        " activations.tokenizers under the model_ref"
+        f"no tokenizer ({MARKS[0]}, …) in {searched}; save it with the checkpoint, or name its folder: analyze"
+        " --tokenizer, or the setting activations.tokenizers under the model_ref"
     )
     raise TokenizerMissing(msg)
 
