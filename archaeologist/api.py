@@ -14,7 +14,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -226,12 +226,12 @@ def layer_stats_job(  # noqa: PLR0913 -- those of ``analyze``, all by keyword
         metrics=known_metrics(DEFAULT_METRICS),
         analyses=known_analyses(analyses),
     )
-    return _job(
-        "layer_stats",
-        target=side(checkpoint, adapted=base),
-        reference=side(reference, adapted=base) if reference else None,
-        options=options,
-    )
+    target = side(checkpoint, adapted=base)
+    compared = side(reference, adapted=base) if reference else None
+    if base is not None:
+        remedy = "to compare with it, name it as the reference"
+        _check_adapter(base, [target, *([compared] if compared else [])], remedy=remedy)
+    return _job("layer_stats", target=target, reference=compared, options=options)
 
 
 def layer_drift_job(
@@ -244,13 +244,14 @@ def layer_drift_job(
     """The job that ``drift`` runs.
 
     Raises:
-        UsageError: A metric is not known.
+        UsageError: A metric is not known, or ``adapted`` is named and no adapter.
         CheckpointError: A checkpoint cannot be read, with the code that says why.
     """
     options = JobOptions(compute_activations=False, compute_drift=True, metrics=known_metrics(metrics))
-    return _job(
-        "layer_drift", target=side(target, adapted=adapted), reference=side(base, adapted=adapted), options=options
-    )
+    sides = [side(path, adapted=adapted) for path in (base, target)]
+    if adapted is not None:
+        _check_adapter(adapted, sides, remedy="leave it out, or name an adapter")
+    return _job("layer_drift", target=sides[1], reference=sides[0], options=options)
 
 
 def known_metrics(names: str | Iterable[str]) -> tuple[DriftMetric, ...]:
@@ -302,6 +303,16 @@ def side(path: str | Path, *, adapted: str | Path | None = None) -> Side:
         base_path=found.path if found else None,
         base_fingerprint=found.fingerprint if found else None,
     )
+
+
+def _check_adapter(base: str | Path, sides: Sequence[Side], *, remedy: str) -> None:
+    """Passes the base that somebody named where it is one: each adapter among the sides has it."""
+    if any(one.base_path for one in sides):
+        return
+    paths = [repr(one.path) for one in sides]
+    none = f"neither {' nor '.join(paths)} is one" if len(paths) > 1 else f"{paths[0]} is none"
+    msg = f"base {str(base)!r} is the model that an adapter was trained on, and {none}; {remedy}"
+    raise UsageError(msg)
 
 
 def _job(job_type: JobType, *, target: Side, reference: Side | None, options: JobOptions) -> Job:

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from archaeologist.analyses import known_analyses
-from archaeologist.api import analyze, known_device, known_metrics, layer_stats_job, raise_coded
+from archaeologist.api import (
+    analyze,
+    known_device,
+    known_metrics,
+    layer_drift_job,
+    layer_stats_job,
+    raise_coded,
+)
 from archaeologist.errors import CheckpointError, InternalError, PermanentError, ShardMissing, UsageError
 from contracts.messages import EventError
 from tests.fixtures.checkpoints import write_checkpoint
@@ -52,6 +59,16 @@ def test_a_limit_of_tokens_below_one_is_refused(tmp_path: Path, limit: int) -> N
     checkpoint = write_checkpoint(tmp_path / "checkpoint-100", step=100)
     with pytest.raises(UsageError, match=f"max_probe_tokens is {limit}, .* 1 or more"):
         analyze(checkpoint, max_probe_tokens=limit)
+
+
+def test_a_base_without_an_adapter_is_refused_with_what_may_be_meant(tmp_path: Path) -> None:
+    first, second = (write_checkpoint(tmp_path / f"checkpoint-{step}", step=step) for step in (100, 200))
+    with pytest.raises(UsageError, match=r"'.*checkpoint-200' is none; to compare with it, name it as the reference$"):
+        layer_stats_job(second, base=first)
+    with pytest.raises(UsageError, match=r"base 'nowhere' .* neither '.*-200' nor '.*-100' is one; to compare"):
+        layer_stats_job(second, reference=first, base="nowhere")
+    with pytest.raises(UsageError, match=r"base 'nowhere' .* neither '.*-100' nor '.*-200' is one; leave it out"):
+        layer_drift_job(first, second, adapted="nowhere")
 
 
 @pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "cuda:1"])

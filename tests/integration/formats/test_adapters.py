@@ -276,6 +276,18 @@ def test_a_base_may_be_named(tmp_path: Path) -> None:
     assert artifact.adapter.base_fingerprint == named.base_fingerprint
 
 
+def test_a_base_may_be_named_for_the_reference_alone(tmp_path: Path) -> None:
+    base = based("llama", tmp_path / "base")
+    folder = written(adapted(base, seed=1, target_modules=ATTENTION), tmp_path / "1")
+    rewrite(folder, base_model_name_or_path=None)
+    for job in (
+        api.layer_stats_job(base, reference=folder, base=base),
+        api.layer_drift_job(folder, base, adapted=base),
+    ):
+        assert job.reference is not None
+        assert (job.reference.base_path, job.target.base_path) == (str(base), None)
+
+
 def test_the_daemon_takes_a_base_from_where_it_may(tmp_path: Path) -> None:
     inside, outside = based("llama", tmp_path / "root" / "models"), based("llama", tmp_path / "elsewhere")
     settings = Settings(root=str(tmp_path / "root"))
