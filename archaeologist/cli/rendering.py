@@ -11,7 +11,14 @@ from rich.text import Text
 from archaeologist.checkpoints.names import place
 from archaeologist.cli.console import printable, word
 from archaeologist.findings import analysis
-from contracts.artifacts import AttentionStats, LayerDrift, LayerDriftStats, LayerStats, LayerWeightStats
+from contracts.artifacts import (
+    AttentionStats,
+    GlobalDriftStats,
+    LayerDrift,
+    LayerDriftStats,
+    LayerStats,
+    LayerWeightStats,
+)
 from contracts.findings import Finding
 
 BARS: Final = "▁▂▃▄▅▆▇█"
@@ -39,7 +46,7 @@ def layer_stats(stats: LayerStats) -> RenderableType:
         Text(printable(f"{stats.checkpoint_path}{reference}")),
         *_findings(analysis.of_artifact(stats)),
         table,
-        *_heat_lines(stats.drift_stats),
+        *_heat_lines(stats.drift_stats, stats.global_drift_stats),
         *_model_lines(stats),
         *_matrix_lines(stats),
         *(Text(printable(line)) for line in _remarks(stats)),
@@ -57,7 +64,7 @@ def layer_drift(drift: LayerDrift) -> RenderableType:
         Text(printable(f"{drift.base_checkpoint} → {drift.target_checkpoint}")),
         *_findings(analysis.of_drift(drift, _kinds(drift.drift_stats))),
         table,
-        *_heat_lines(drift.drift_stats),
+        *_heat_lines(drift.drift_stats, drift.global_drift_stats),
         *(Text(printable(line)) for line in warnings),
     )
 
@@ -151,14 +158,15 @@ def _findings(found: Iterable[Finding]) -> Iterator[Text]:
         yield Text("  ").append(word(finding.severity)).append(f"  {printable(finding.text)}")
 
 
-def _heat_lines(drift: dict[str, LayerDriftStats]) -> Iterator[Text]:
+def _heat_lines(drift: dict[str, LayerDriftStats], whole: GlobalDriftStats | None) -> Iterator[Text]:
     values = [block.relative_l2 for block in drift.values()]
     if not any(value is not None for value in values):
         return
-    names = {block.relative_l2: name for name, block in drift.items() if block.relative_l2 is not None}
     yield Text()
     yield Text("relative L2  ").append(heat_strip(values))
-    yield Text(f"most changed {printable(names[max(names)])} ({number(max(names))})")
+    most = whole.most_changed_layer_relative if whole else None
+    if most is not None and most in drift:
+        yield Text(f"most changed {printable(most)} ({number(drift[most].relative_l2)})")
     if any(block.tensors for block in drift.values()):
         yield Text("parts: relative L2 of each tensor of the block, one scale for all blocks", style="dim")
 

@@ -4,13 +4,13 @@ from msgspec.structs import replace
 from rich.console import Console, RenderableType
 
 from archaeologist.cli import rendering
+from archaeologist.statistics.drift import PairSums, global_drift
 from contracts.artifacts import (
     AttentionStats,
     Comparison,
     Coverage,
     Generations,
     GenerationStats,
-    GlobalDriftStats,
     GlobalWeightStats,
     LayerActivationStats,
     LayerDrift,
@@ -52,6 +52,7 @@ def stats(drift: dict[str, LayerDriftStats]) -> LayerStats:
         weight_stats={"model.layers.0": BROKEN},
         global_weight_stats=GlobalWeightStats(),
         drift_stats=drift,
+        global_drift_stats=global_drift(drift, PairSums()) if drift else None,
         reference_checkpoint_path="/c/checkpoint-1" if drift else None,
         job_key="k",
         job_id="j",
@@ -127,7 +128,7 @@ def compared(blocks: dict[str, LayerDriftStats]) -> LayerDrift:
         created_at="2026-01-01T00:00:00Z",
         metrics=("l2",),
         drift_stats=blocks,
-        global_drift_stats=GlobalDriftStats(),
+        global_drift_stats=global_drift(blocks, PairSums()),
         job_key="k",
         job_id="j",
         base_fingerprint="f",
@@ -145,6 +146,20 @@ def test_a_drift_shows_its_blocks() -> None:
     assert "/a → /b" in text
     assert "most changed model.norm (0.5)" in text
     assert "7 not finite" in text
+
+
+def test_of_equal_checkpoints_no_block_is_called_the_most_changed() -> None:
+    same = LayerDriftStats(name="b", relative_l2=0.0, changed_fraction=0.0, below_resolution=True)
+    drift = {"model.layers.0": same, "lm_head": same}
+    for text in (shown(rendering.layer_drift(compared(drift))), shown(rendering.layer_stats(stats(drift)))):
+        assert "relative L2" in text
+        assert "most changed" not in text
+
+
+def test_the_most_changed_block_is_the_one_that_the_artifact_names() -> None:
+    drift = compared({"model.norm": moved(0.5), "lm_head": moved(0.25)})
+    named = replace(drift.global_drift_stats, most_changed_layer_relative="lm_head")
+    assert "most changed lm_head (0.25)" in shown(rendering.layer_drift(replace(drift, global_drift_stats=named)))
 
 
 def test_a_heat_strip_has_one_mark_a_value_relative_to_the_largest() -> None:
