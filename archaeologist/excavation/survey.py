@@ -53,7 +53,7 @@ from archaeologist.excavation.subjects import (
 from archaeologist.excavation.walk import BlockResult, OnProgress, ReferenceUnreadableError, Walk
 from archaeologist.findings import analysis
 from archaeologist.findings.movement import compared, resolution
-from archaeologist.findings.wording import listed
+from archaeologist.findings.wording import known_step, listed
 from archaeologist.probes.sets import ProbeSet, load
 from archaeologist.processes import uncollected
 from archaeologist.statistics import kernels
@@ -455,7 +455,7 @@ def findings(found: Survey, job: Job, *, alerts: Sequence[Alert] = ()) -> tuple[
         global_drift=found.global_drift,
         functional=found.forward.functional_drift if found.forward else None,
         alerts=alerts,
-        steps=(job.target.step, job.reference.step if job.reference else None),
+        steps=(job.target.step, known_step(job.reference.step, job.reference.path) if job.reference else None),
     )
     return tuple(one.text for one in told)
 

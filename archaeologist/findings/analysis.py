@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from archaeologist.findings.function import function
 from archaeologist.findings.movement import compared, movement, resolution
-from archaeologist.findings.wording import counted, finite, percent
+from archaeologist.findings.wording import counted, finite, known_step, percent
 from contracts.artifacts import (
     Alert,
     FunctionalDrift,
@@ -27,7 +27,10 @@ def of_artifact(artifact: LayerStats) -> tuple[Finding, ...]:
         global_drift=artifact.global_drift_stats,
         functional=artifact.functional_drift,
         alerts=artifact.alerts,
-        steps=(artifact.checkpoint_step, artifact.reference_checkpoint_step),
+        steps=(
+            artifact.checkpoint_step,
+            known_step(artifact.reference_checkpoint_step, artifact.reference_checkpoint_path),
+        ),
     )
 
 
@@ -38,7 +41,8 @@ def of_drift(artifact: LayerDrift, kinds: Mapping[str, str]) -> tuple[Finding, .
         artifact: It does not say of which kind its blocks are.
         kinds: Layer type by block.
     """
-    step, base = artifact.target_checkpoint_step, artifact.base_checkpoint_step
+    step = artifact.target_checkpoint_step
+    base = known_step(artifact.base_checkpoint_step, artifact.base_checkpoint)
     found = compared(artifact.drift_stats, {}, step=step, reference_step=base, kinds=kinds)
     moved = movement(found) or _whole(artifact.global_drift_stats, artifact.drift_stats, step)
     return tuple(one for one in (moved, resolution(found)) if one is not None)
@@ -63,7 +67,7 @@ def findings(
         global_drift: None without a reference.
         functional: None where the model was not run on both sides.
         alerts: Of the checkpoint.
-        steps: The checkpoint's and its reference's.
+        steps: The checkpoint's and its reference's, None where nobody knows it.
     """
     step, reference_step = steps
     found = [_alerts(alerts, step), _size(weights, whole, step)]

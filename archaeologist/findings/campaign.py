@@ -11,7 +11,7 @@ from archaeologist.findings import health as of_health
 from archaeologist.findings import skills as of_skills
 from archaeologist.findings.function import function
 from archaeologist.findings.movement import FEWEST, Comparison, Move, compared, leader, movement, resolution
-from archaeologist.findings.wording import at, counted, labels, listed
+from archaeologist.findings.wording import at, counted, known_step, labels, listed
 from contracts.artifacts import (
     DriftTimeline,
     HealthTimeline,
@@ -105,7 +105,8 @@ def _drift(timeline: DriftTimeline, health: HealthTimeline, newest: LayerStats |
     step = timeline.checkpoints[place]
     is_there = newest is not None and newest.checkpoint_step == step and bool(newest.drift_stats)
     found = _from_artifact(newest) if newest is not None and is_there else comparison(timeline, place)
-    told = [movement(found), resolution(found), _function(timeline, newest if is_there else None), _leader(timeline)]
+    functional = _function(timeline, newest if is_there else None, reference=found.reference_step)
+    told = [movement(found), resolution(found), functional, _leader(timeline)]
     return [one for one in told if one is not None]
 
 
@@ -124,7 +125,7 @@ def comparison(timeline: DriftTimeline, place: int) -> Comparison:
             if at(layer.changed_fraction, place) is not None
         ),
         step=at(timeline.checkpoints, place),
-        reference_step=at(timeline.reference_steps, place),
+        reference_step=known_step(at(timeline.reference_steps, place)),
     )
 
 
@@ -133,13 +134,13 @@ def _from_artifact(artifact: LayerStats) -> Comparison:
         artifact.drift_stats,
         artifact.weight_stats,
         step=artifact.checkpoint_step,
-        reference_step=artifact.reference_checkpoint_step,
+        reference_step=known_step(artifact.reference_checkpoint_step, artifact.reference_checkpoint_path),
     )
 
 
-def _function(timeline: DriftTimeline, artifact: LayerStats | None) -> Finding | None:
+def _function(timeline: DriftTimeline, artifact: LayerStats | None, *, reference: int | None) -> Finding | None:
     place = len(timeline.checkpoints) - 1
-    step, reference = timeline.checkpoints[place], at(timeline.reference_steps, place)
+    step = timeline.checkpoints[place]
     if artifact is not None:
         output = artifact.functional_drift.output if artifact.functional_drift else None
         return function(output, step=step, reference_step=reference, probes=artifact.probe_info)

@@ -10,6 +10,7 @@ NAMED: Final = 3
 """How many names a sentence lists."""
 
 _NUMBER: Final = re.compile(r"\.(\d{1,9})$")
+_START: Final = re.compile(r"(?:^|/)checkpoint-0+(?:/[^/]*)?$")
 _DTYPES: Final = {
     "BF16": "bfloat16",
     "F16": "float16",
@@ -31,6 +32,16 @@ def finite(value: float | None) -> float | None:
 def at(values: Sequence[Value | None], place: int) -> Value | None:
     """The value at a place from 0 on, None where the array ends before."""
     return values[place] if 0 <= place < len(values) else None
+
+
+def known_step(step: int | None, path: str | None = None) -> int | None:
+    """The step of a reference for a sentence; None where nobody knows it.
+
+    Args:
+        step: In an artifact 0 stands for an unknown one too.
+        path: The reference's folder or file; a name like ``checkpoint-0`` says that 0 is meant.
+    """
+    return step if step or (path is not None and _START.search(path)) else None
 
 
 def number(value: float) -> str:

@@ -189,5 +189,7 @@ def test_findings_stand_above_the_table_with_their_severity() -> None:
     relative = {"model.embed_tokens": 9.0, "model.layers.0": 0.1, "model.layers.1": 0.1, "model.layers.2": 0.4}
     text = shown(rendering.layer_drift(compared({name: moved(value) for name, value in relative.items()})))
     assert "info  Block 2 moved 4.0 times the median since step 1." in text
+    unknown = replace(compared({name: moved(value) for name, value in relative.items()}), base_checkpoint_step=0)
+    assert "the median since its reference." in shown(rendering.layer_drift(unknown))
     below = {f"model.layers.{number}": moved(0.1, below=True) for number in range(3)}
     assert "warning  3 of 3 blocks are below the resolution" in shown(rendering.layer_drift(compared(below)))

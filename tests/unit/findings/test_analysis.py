@@ -1,5 +1,6 @@
 """Findings of one analysis: the completed event's sentences."""
 
+import pytest
 from msgspec.structs import replace
 
 from archaeologist.findings.analysis import of_artifact
@@ -47,6 +48,28 @@ def test_what_moved_and_how_far_the_predictions_are_is_told() -> None:
         "Block 2 moved 3.0 times the median since step 100.",
         "The predictions are 0.25 nats (KL) from step 100's; the first choice is the same at 50.0% of positions.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("path", "since"),
+    [
+        ("/models/qwen3-base", "since its reference"),
+        ("/models/qwen3-base/model.safetensors", "since its reference"),
+        ("/run/checkpoint-0", "since step 0"),
+        ("/run/checkpoint-000000/model.safetensors", "since step 0"),
+    ],
+)
+def test_a_reference_whose_step_nobody_knows_is_called_the_reference(path: str, since: str) -> None:
+    output = FunctionalDrift(output=OutputDrift(kl=0.25))
+    found = replace(
+        artifact(0.1, 0.1, 0.3),
+        reference_checkpoint_step=0,
+        reference_checkpoint_path=path,
+        functional_drift=output,
+    )
+    moved, predictions = texts(found)[1:]
+    assert moved.endswith(f" {since}.")
+    assert f"from {'step 0' if since == 'since step 0' else 'the reference'}'s" in predictions
 
 
 def test_two_blocks_are_ranked_without_a_median() -> None:

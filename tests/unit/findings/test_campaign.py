@@ -85,6 +85,11 @@ def test_a_block_s_movement_is_told_in_medians_since_the_reference() -> None:
     assert "median 0.01 of 4 blocks" in said.basis
 
 
+def test_a_base_without_a_step_is_called_the_reference() -> None:
+    found = findings(drift(*(layer(name, 0.01) for name in NAMES), steps=(100,)), health(1))
+    assert one(found, "movement").text.startswith("No block stands out since its reference")
+
+
 def test_the_leading_part_is_named_where_the_artifact_tells_it() -> None:
     tensors = {
         "self_attn.o_proj.weight": TensorDrift(relative_l2=0.09, below_resolution=False),
