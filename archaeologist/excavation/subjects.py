@@ -216,7 +216,7 @@ def described(opened: Opened, subject: Subject) -> AdapterInfo | None:
             change.weight: AdapterChange(
                 rank=change.rank,
                 scaling=change.scaling,
-                l2=max(0.0, low_rank.squares(reader.factors(change))) ** 0.5,
+                l2=low_rank.norm(reader.factors(change)),
             )
             for change in adapter.changes
         },

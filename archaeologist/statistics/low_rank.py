@@ -35,6 +35,13 @@ def squares(change: Factors) -> float:
     return inner(change, change)
 
 
+def norm(change: Factors) -> float | None:
+    """‖Δ‖, Frobenius; None where a factor is not finite, or the sum is too large for float64."""
+    total = squares(change)
+    # The sum of a change whose parts cancel may come out a little below 0.
+    return math.sqrt(max(0.0, total)) if math.isfinite(total) else None
+
+
 def inner(one: Factors, other: Factors) -> float:
     """⟨Δ₁, Δ₂⟩ = tr(L₁ᵀL₂ · R₂R₁ᵀ), the sum of the products of their values."""
     with np.errstate(invalid="ignore", over="ignore"):

@@ -276,6 +276,18 @@ def test_a_base_may_be_named(tmp_path: Path) -> None:
     assert artifact.adapter.base_fingerprint == named.base_fingerprint
 
 
+def test_an_adapter_with_nan_has_no_norm(tmp_path: Path) -> None:
+    base = based("llama", tmp_path / "base")
+    wrapped = adapted(base, seed=1, target_modules=["q_proj"])
+    with torch.no_grad():
+        next(one for name, one in wrapped.named_parameters() if "lora_B" in name)[0, 0] = float("nan")
+    artifact = stats(written(wrapped, tmp_path / "1"))
+    assert artifact.adapter is not None
+    first, *others = (change.l2 for change in artifact.adapter.changes.values())
+    assert first is None
+    assert all(others)
+
+
 def test_a_base_may_be_named_for_the_reference_alone(tmp_path: Path) -> None:
     base = based("llama", tmp_path / "base")
     folder = written(adapted(base, seed=1, target_modules=ATTENTION), tmp_path / "1")
