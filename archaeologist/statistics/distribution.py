@@ -2,7 +2,8 @@
 
 A 16-bit float has 65,536 patterns, an 8-bit one 256, so their counts are the whole distribution: every percentile is
 exact, and mean, deviation, norm and kurtosis are float64 sums over at most 65,536 values. For float32 the upper 16 bits
-are counted: percentiles come from the middle of a bin (relative error below 2⁻⁸), everything else from exact moments.
+are counted: percentiles are interpolated between the middles of bins, each at most 2⁻⁸ of a value away from it (2⁻¹³³
+for subnormal ones), everything else comes from exact moments.
 
 Used by the excavation for weights and activations. The counting itself is done by ``kernels``.
 """
@@ -96,7 +97,7 @@ def from_bits(counts: Counts, dtype: str) -> Distribution:
 
 
 def from_moments(moments: Moments, counts: Counts) -> Distribution:
-    """The distribution of float32 values; percentiles to a relative error below 2⁻⁸.
+    """The distribution of float32 values; percentiles between values that are off by at most 2⁻⁸ of themselves.
 
     Args:
         moments: Over all values.

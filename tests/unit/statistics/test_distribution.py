@@ -85,12 +85,39 @@ def test_the_largest_values_overflow_nothing() -> None:
     assert math.isfinite(found.kurtosis)
 
 
+def _percentiles(values: npt.NDArray[np.float32]) -> tuple[float | None, ...]:
+    moments = Moments(count=values.size, min=float(values.min()), max=float(values.max()), m2=1.0, m4=1.0)
+    return from_moments(moments, _counts((values.view(np.uint32) >> 16).astype(np.uint16))).percentiles
+
+
 def test_float32_percentiles_lie_within_a_256th() -> None:
     values = np.random.default_rng(0).lognormal(size=5001).astype(np.float32)
-    moments = Moments(count=values.size, min=float(values.min()), max=float(values.max()), m2=1.0, m4=1.0)
-    found = from_moments(moments, _counts((values.view(np.uint32) >> 16).astype(np.uint16)))
-    for percentile, exact in zip(found.percentiles, np.percentile(values, PERCENTILES), strict=True):
+    for percentile, exact in zip(_percentiles(values), np.percentile(values, PERCENTILES), strict=True):
         assert percentile == pytest.approx(exact, rel=2**-8)
+
+
+@given(
+    arrays.arrays(np.float32, st.integers(1, 30), elements=st.floats(width=32, allow_nan=False, allow_infinity=False))
+)
+def test_the_values_between_which_a_float32_percentile_lies_are_off_by_a_256th_of_themselves(
+    values: npt.NDArray[np.float32],
+) -> None:
+    ordered = np.sort(values.astype(np.float64))
+    off = np.where(np.abs(ordered) < 2.0**-126, 2.0**-133, np.abs(ordered) * 2.0**-8)
+    for asked, percentile in zip(PERCENTILES, _percentiles(values), strict=True):
+        place = (ordered.size - 1) * asked / 100
+        below, above = ordered[math.floor(place)], ordered[math.ceil(place)]
+        share = place - math.floor(place)
+        bound = (1 - share) * off[math.floor(place)] + share * off[math.ceil(place)]
+        rounding = 1e-15 * max(abs(below), abs(above))
+        assert percentile == pytest.approx(below + share * (above - below), rel=0, abs=bound + rounding)
+
+
+def test_between_opposite_signs_a_float32_percentile_is_off_by_more_than_a_256th_of_itself() -> None:
+    # -1 and the largest value of the bin that begins with 1 stand for the same middle.
+    values = np.array([-9.0, -1.0, np.nextafter(np.float32(1 + 2**-7), np.float32(0)), 9.0], np.float32)
+    assert np.percentile(values, 50) == pytest.approx(2**-8, rel=1e-4)
+    assert _percentiles(values)[PERCENTILES.index(50)] == 0
 
 
 def test_no_values_have_no_statistics() -> None:
