@@ -24,7 +24,7 @@ import msgspec
 
 from archaeologist.analyses import known_analyses
 from archaeologist.artifacts.paths import CampaignFolder
-from archaeologist.artifacts.store import put_in_place, read_artifact, temporary_path
+from archaeologist.artifacts.store import put_in_place, read_artifact, remove_quietly, temporary_path
 from archaeologist.checkpoints.bases import examine_base, find_base
 from archaeologist.checkpoints.fingerprint import fingerprint
 from archaeologist.checkpoints.index import read_index
@@ -417,7 +417,7 @@ def _places(job: Job, output: str | Path | None) -> Iterator[_Places]:
         temporary_sketch = temporary_path(sketch, f"{job.job_key}-sketch", UNCLAIMED) if sketch else None
         for file in (temporary, temporary_sketch):
             if file is not None:
-                stack.callback(file.unlink, missing_ok=True)
+                stack.callback(remove_quietly, file)
         yield _Places(temporary, temporary_sketch, artifact, sketch)
 
 

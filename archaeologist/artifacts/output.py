@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from archaeologist.artifacts.store import put_in_place, unwritable
+from archaeologist.artifacts.store import put_in_place, remove_quietly, unwritable
 from archaeologist.errors import UsageError
 
 
@@ -35,7 +35,7 @@ def whole_file(output: Path) -> Iterator[Path]:
     except OSError as error:
         raise unwritable(output, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        remove_quietly(temporary)
 
 
 @contextlib.contextmanager

@@ -72,6 +72,12 @@ def remove_temporaries(folder: Path, job_key: str, *, up_to_claim: int) -> None:
             file.path.unlink(missing_ok=True)
 
 
+def remove_quietly(temporary: Path) -> None:
+    """Removes a file that may be there; what went wrong before is told, not that this went wrong too."""
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
+
+
 def has_content(path: Path, digest: str | None) -> bool:
     """Whether an artifact is stored under a path, with this SHA-256; any content where none is given."""
     if not is_stored(path) or digest is None:
@@ -96,8 +102,7 @@ def write_whole(path: Path, content: bytes) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_flushed(path, content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+        remove_quietly(path)
         raise unwritable(path, error) from error
     return hashlib.sha256(content).hexdigest()
 

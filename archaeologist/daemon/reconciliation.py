@@ -8,7 +8,6 @@ Every step can be done by several daemons at once.
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -194,10 +193,15 @@ def _remove_temporaries(folder: CampaignFolder, records: Collection[JobRecord]) 
             folders |= {Path(output), Path(output).parent}
     removed = []
     for file in (file for place in sorted(folders) for file in temporaries(place)):
-        with contextlib.suppress(FileNotFoundError):
+        try:
             if file.job_key not in at_work and time.time() - file.path.stat().st_mtime > SPARED_SECONDS:
                 file.path.unlink()
                 removed.append(file.path.name)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            # A disk that is read-only now, for one: a later sweep finds it again.
+            log.warning("a temporary file not removed", path=str(file.path), reason=str(error))
     return removed
 
 

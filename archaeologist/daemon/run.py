@@ -262,10 +262,7 @@ class Runner:
 
     async def _discard(self, run: Run) -> None:
         """Another worker has the job: this one's files go, its message is not ours to acknowledge."""
-        where = places(run.record.job, run.claim.number, settings=self._settings)
-        for path in (where.temporary_artifact, where.temporary_sketch):
-            if path is not None:
-                await asyncio.to_thread(path.unlink, missing_ok=True)
+        await self._clean(run, up_to_claim=run.claim.number)
         await log.awarning("claim lost, result discarded", job_key=run.key)
 
 

@@ -3,13 +3,13 @@
 The file is plain safetensors; its header is known before the walk, because every sketch's size is.
 """
 
-import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from archaeologist.artifacts.store import remove_quietly
 from archaeologist.errors import ArtifactUnwritable
 from archaeologist.excavation.tally import TensorResult
 from archaeologist.files import made
@@ -71,8 +71,7 @@ class SketchFile:
             raise self._unwritable(failure) from failure
         finally:
             if error is not None:
-                with contextlib.suppress(OSError):
-                    self._path.unlink(missing_ok=True)
+                remove_quietly(self._path)
 
     def _unwritable(self, error: OSError) -> ArtifactUnwritable:
         msg = (

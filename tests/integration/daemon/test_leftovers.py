@@ -117,15 +117,23 @@ async def test_a_disk_that_is_read_only_now_keeps_temporary_files_and_ends_nothi
 ) -> None:
     house.save(100)
     record = await admitted(house, 100, "r")
-    file = left(temporary_path(house.folder.layer_stats(100), record.job.job_key, 1))
+    final = house.folder.layer_stats(100)
+    file = left(temporary_path(final, record.job.job_key, 1))
+    old = left(temporary_path(final, "of-nobody", 1), seconds_ago=2 * SPARED_SECONDS)
+    completion = Completion(house.bus, house.books, house.settings)
+    sweeping = Reconciliation(house.books, completion, house.settings)
 
     def refused(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", refused)
-        Completion(house.bus, house.books, house.settings).clean(record.job, up_to_claim=1)
+        completion.clean(record.job, up_to_claim=1)
+        await sweeping.sweep()
     assert file.exists()
+    assert old.exists()
+    await sweeping.sweep()
+    assert not old.exists()
 
 
 async def test_a_worker_that_wakes_up_late_removes_nothing_of_a_later_claim(house: House) -> None:
