@@ -430,7 +430,7 @@ def _final_paths(job: Job, output: Path) -> tuple[Path, Path | None]:
     try:
         artifact.parent.mkdir(parents=True, exist_ok=True)
         if artifact.exists():
-            read_artifact(artifact)
+            _check_replaceable(artifact, read_artifact(artifact), job)
     except ArtifactInvalid as error:
         msg = f"output {str(artifact)!r} is a file and no artifact, only artifacts are replaced; name another output"
         raise ArtifactUnwritable(msg) from error
@@ -438,6 +438,16 @@ def _final_paths(job: Job, output: Path) -> tuple[Path, Path | None]:
         msg = f"output {str(output)!r} cannot be written: {error}; name another one"
         raise ArtifactUnwritable(msg) from error
     return artifact, sketch
+
+
+def _check_replaceable(file: Path, there: LayerStats | LayerDrift, job: Job) -> None:
+    """Refuses to replace another checkpoint's artifact: in a folder its name is the step alone."""
+    if isinstance(there, LayerStats) and job.job_type == "layer_stats" and there.checkpoint_path != job.target.path:
+        msg = (
+            f"output {str(file)!r} is the artifact of checkpoint {there.checkpoint_path!r}, which has the same step"
+            f" {job.target.step}; name another folder for {job.target.path!r}, or move that file away"
+        )
+        raise ArtifactUnwritable(msg)
 
 
 def _collected(places: _Places, outcome: Succeeded) -> Excavated:

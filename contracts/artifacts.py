@@ -465,6 +465,7 @@ class SketchInfo(Struct, frozen=True, kw_only=True):
     seed: int
     width: int
     path: str
+    """From the campaign's folder; where the artifact belongs to no campaign's, from the artifact's own."""
 
 
 class Versions(Struct, frozen=True, kw_only=True):

@@ -93,8 +93,9 @@ def flags(block: LayerWeightStats | None, drift: LayerDriftStats | None) -> list
         found += [f"{count:,} {name}" for name, count in counts.items() if count]
     if drift is not None and drift.below_resolution:
         found.append("below resolution")
-    if drift is not None and block is None and drift.nonfinite_pairs:
-        found.append(f"{drift.nonfinite_pairs:,} not finite")
+    broken = block.nan_count + block.inf_count if block else 0
+    if drift is not None and drift.nonfinite_pairs > broken:
+        found.append(f"{drift.nonfinite_pairs:,} pairs not finite")
     return found
 
 

@@ -44,8 +44,9 @@ def judge(artifact: LayerStats, *, folders: Iterable[Path]) -> Judgement:
     Args:
         artifact: The present one, complete but for its alerts.
         folders: Where the campaign's ``layer_stats`` artifacts lie; one may be missing, and of a step that is in two
-            of them the first counts. Files of other campaigns and of steps not below the present one take no part; one
-            that cannot be read is left out, with a warning.
+            of them the first counts. Files of other campaigns, where there is no campaign of checkpoints from another
+            folder, and of steps not below the present one take no part; one that cannot be read is left out, with a
+            warning.
     """
     history: list[Reading] = []
     unreadable: list[str] = []
@@ -145,6 +146,7 @@ class _Health(Struct, frozen=True, kw_only=True):
     version: int
     hero_id: str
     campaign_id: str
+    checkpoint_path: str
     checkpoint_step: int
     fingerprint: str
     architecture: str | None = None
@@ -162,9 +164,16 @@ class _Health(Struct, frozen=True, kw_only=True):
         """Whether it is an earlier checkpoint of the same campaign, in a version that means the same."""
         return (
             self.version == ARTIFACT_VERSION
-            and (self.hero_id, self.campaign_id) == (artifact.hero_id, artifact.campaign_id)
+            and _course(self) == _course(artifact)
             and self.checkpoint_step < artifact.checkpoint_step
         )
+
+
+def _course(artifact: _Health | LayerStats) -> tuple[str, ...]:
+    """What checkpoints of one training have in common: their campaign, or without one the folder that they lie in."""
+    if artifact.campaign_id:
+        return (artifact.hero_id, artifact.campaign_id)
+    return ("", "", str(Path(artifact.checkpoint_path).parent))
 
 
 def _reading(health: _Health) -> Reading:

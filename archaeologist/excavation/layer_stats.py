@@ -92,10 +92,10 @@ def _unasked(excavation: Excavation, found: Survey) -> dict[str, str]:
 
 
 def _sketch_info(excavation: Excavation) -> SketchInfo:
-    step = excavation.job.target.step
+    name = f"ckpt-{excavation.job.target.step:06d}.sketch.safetensors"
     return SketchInfo(
         version=sketch.VERSION,
         seed=sketch.SEED,
         width=sketch.WIDTH,
-        path=str(Path("analysis", "sketches", f"ckpt-{step:06d}.sketch.safetensors")),
+        path=f"analysis/sketches/{name}" if excavation.history_path else name,
     )

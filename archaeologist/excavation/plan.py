@@ -146,7 +146,7 @@ def plan_walk(
         reference: Read where the target has a tensor of the same name and shape.
         reference_ties: Of the reference.
     """
-    theirs = {canonical(name): entry for name, entry in reference.tensors.items()} if reference else {}
+    theirs = _by_canonical_name(reference) if reference else {}
     counted = [name for name in target.tensors if name not in ties.tied]
     blocks = tuple(
         PlannedBlock(
@@ -172,6 +172,12 @@ def plan_walk(
     )
 
 
+def _by_canonical_name(index: CheckpointIndex) -> dict[str, TensorEntry]:
+    """Of a name that is there with a wrapper and without, the tensor without."""
+    wrapped_first = sorted(index.tensors.items(), key=lambda item: canonical(item[0]) == item[0])
+    return {canonical(name): entry for name, entry in wrapped_first}
+
+
 def _pair(entry: TensorEntry, *, within: str, clashes: dict[str, str], theirs: dict[str, TensorEntry]) -> Pair:
     # ``group`` gives a second tensor of the same canonical name its stored one; so do we.
     name = entry.name if within == entry.name and len(clashes) > 1 else canonical(entry.name)
@@ -195,7 +201,8 @@ def _coverage(index: CheckpointIndex, ties: Ties) -> Coverage:
 
 def _compare(plan: Plan, target: CheckpointIndex, theirs: dict[str, TensorEntry], ties: Ties) -> Comparison:
     pairs = list(plan.pairs())
-    ours = {canonical(name) for name in target.tensors}
+    # A head that is tied here and not there has no counterpart.
+    ours = {canonical(name) for name in target.tensors if name not in plan.coverage.tied}
     counterparts = [(pair, theirs[pair.name]) for pair in pairs if pair.name in theirs]
     return Comparison(
         compared=sum(pair.reference is not None for pair in pairs),

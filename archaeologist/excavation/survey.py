@@ -401,7 +401,13 @@ def _warnings(found: Survey) -> tuple[str, ...]:
     """What a reader must know before using the numbers."""
     return tuple(
         sentence
-        for sentence in (_nonfinite(found), _untied(found.plan), _incomparable(found.plan), _resolution(found))
+        for sentence in (
+            _nonfinite(found),
+            _nonfinite_reference(found),
+            _untied(found.plan),
+            _incomparable(found.plan),
+            _resolution(found),
+        )
         if sentence
     )
 
@@ -418,6 +424,26 @@ def _nonfinite(found: Survey) -> str | None:
     whole = found.global_weights
     counts = f"{whole.nan_count} NaN and {whole.inf_count} infinite values"
     return f"{counts} in {listed(broken)}; statistics cover the finite values"
+
+
+def _nonfinite_reference(found: Survey) -> str | None:
+    """What the drift leaves out although the target's values are finite."""
+    missing = {
+        f"{block.name}.{within}": count
+        for block in found.drift.values()
+        for within, tensor in block.tensors.items()
+        if (count := tensor.nonfinite_pairs - _broken(found, block.name, within)) > 0
+    }
+    if not missing:
+        return None
+    what = f"where {sum(missing.values()):,} values of the reference are NaN or infinite"
+    return f"the drift of {listed(list(missing))} leaves out pairs {what}"
+
+
+def _broken(found: Survey, block: str, within: str) -> int:
+    """NaN and infinities of a tensor of the target."""
+    tensor = found.weights[block].tensors[within]
+    return tensor.nan_count + tensor.inf_count
 
 
 def _untied(plan: Plan) -> str | None:

@@ -1,6 +1,7 @@
 """``analyze`` and ``drift`` from Python, with the real child process."""
 
 import asyncio
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ import pytest
 
 import archaeologist
 from archaeologist.artifacts.store import read_layer_drift, read_layer_stats
-from archaeologist.errors import CheckpointError, CheckpointMissing, HeaderInvalid
+from archaeologist.errors import ArtifactUnwritable, CheckpointError, CheckpointMissing, HeaderInvalid
 from tests.fixtures.checkpoints import drifted, qwen3_tensors, write_checkpoint, write_single
 
 if TYPE_CHECKING:
@@ -59,6 +60,29 @@ def test_what_is_wrong_with_a_checkpoint_comes_as_its_own_error(pair: tuple[Path
         archaeologist.analyze(tmp_path / "nowhere")
     with pytest.raises(HeaderInvalid):
         archaeologist.drift(pair[0], write_single(tmp_path / "broken", b"\xff" * 64))
+
+
+def test_a_folder_that_has_another_checkpoints_artifact_of_this_step_is_refused(tmp_path: Path) -> None:
+    first, second = (write_checkpoint(tmp_path / name, layers=1) for name in ("first", "second"))
+    out = tmp_path / "out"
+    stats = archaeologist.analyze(first, compute_activations=False, output=out)
+    with pytest.raises(ArtifactUnwritable, match=r"checkpoint '.*first', which has the same step 0; name another"):
+        archaeologist.analyze(second, compute_activations=False, output=out)
+    again = archaeologist.analyze(first, compute_activations=False, output=out)
+    assert read_layer_stats(out / "ckpt-000000.layer_stats.json") == again
+    assert stats.sketch is not None
+    assert (out / stats.sketch.path).is_file()
+
+
+def test_what_is_not_finite_in_the_reference_is_told(tmp_path: Path) -> None:
+    tensors = qwen3_tensors(seed=3)
+    target = write_checkpoint(tmp_path / "target", tensors=tensors)
+    broken = {name: values.clone() for name, values in tensors.items()}
+    broken["model.norm.weight"][:3] = math.nan
+    reference = write_checkpoint(tmp_path / "reference", tensors=broken)
+    told = "the drift of model.norm.weight leaves out pairs where 3 values of the reference are NaN or infinite"
+    assert told in archaeologist.analyze(target, reference=reference, compute_activations=False).warnings
+    assert told not in archaeologist.analyze(reference, reference=reference, compute_activations=False).warnings
 
 
 def test_a_failed_analysis_leaves_no_file_behind(pair: tuple[Path, Path], tmp_path: Path) -> None:

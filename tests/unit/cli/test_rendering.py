@@ -145,7 +145,7 @@ def test_a_drift_shows_its_blocks() -> None:
     text = shown(rendering.layer_drift(compared(blocks)))
     assert "/a → /b" in text
     assert "most changed model.norm (0.5)" in text
-    assert "7 not finite" in text
+    assert "7 pairs not finite" in text
 
 
 def test_of_equal_checkpoints_no_block_is_called_the_most_changed() -> None:

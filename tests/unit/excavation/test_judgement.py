@@ -194,6 +194,17 @@ def test_artifacts_of_other_probes_campaigns_steps_and_versions_take_no_part(fol
     assert families(ILL, folder) == [("critical", "representation", 9), ("critical", "entropy", 9)]
 
 
+def test_without_a_campaign_the_folder_of_the_checkpoints_decides(tmp_path: Path) -> None:
+    def of(run: str, found: LayerStats) -> LayerStats:
+        path = f"/runs/{run}/checkpoint-{found.checkpoint_step}"
+        return replace(found, hero_id="", campaign_id="", checkpoint_path=path)
+
+    for step in range(10, 90, 10):
+        put(tmp_path, of("one", artifact(step)))
+    assert families(of("another", ILL), tmp_path) == families(of("another", ILL), tmp_path / "empty")
+    assert families(of("one", ILL), tmp_path) == CRITICAL
+
+
 def test_another_count_of_tokens_takes_no_part(folder: Path) -> None:
     shorter = {name: activations(name, rankme=10.0, rankme_tokens=256) for name in NAMES}
     assert families(replace(ILL, activation_stats=shorter), folder) == []
