@@ -28,6 +28,13 @@ DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 JsonObject = dict[str, Any]
 
+PORTABLE_PATTERNS: Final[dict[str, str]] = {
+    messages.NAME_PATTERN: r"^[A-Za-z0-9](\.?[A-Za-z0-9_-])*\.?$",
+    messages.REQUEST_ID_PATTERN: r"^[A-Za-z0-9_-]{1,64}$",
+}
+"""Patterns as other languages read them: RE2 and Rust know no look-ahead. ``maxLength`` bounds a name, and ``$`` is the
+end of the text as in ECMA-262, JSON Schema's dialect; Python's stands before a last newline too."""
+
 _INCOMING: Final[dict[str, type[Struct]]] = {
     subjects.CHECKPOINT_SAVED: messages.CheckpointSaved,
     subjects.SKILL_EVALUATED: messages.SkillEvaluated,
@@ -356,7 +363,20 @@ def _components(types: Iterable[type[Struct]], *, ref_template: str) -> JsonObje
     """Schemas of Structs and of all that they refer to, by class name, with the fields' docstrings."""
     _, components = msgspec.json.schema_components(types, ref_template=ref_template)
     structs = _structs(messages, records, artifacts)
-    return {name: _described(component, structs[name]) for name, component in sorted(components.items())}
+    described = {name: _described(component, structs[name]) for name, component in sorted(components.items())}
+    return {name: _portable(component) for name, component in described.items()}
+
+
+def _portable(node: Any) -> Any:
+    """A schema with every pattern in the form that all languages read."""
+    if isinstance(node, dict):
+        return {
+            name: PORTABLE_PATTERNS.get(value, value)
+            if name == "pattern" and isinstance(value, str)
+            else _portable(value)
+            for name, value in node.items()
+        }
+    return [_portable(value) for value in node] if isinstance(node, list) else node
 
 
 def _structs(*modules: ModuleType) -> dict[str, type[Struct]]:

@@ -20,6 +20,8 @@ RequestId = NewType("RequestId", str)
 NAME_PATTERN: Final = r"^(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,127}$(?!\n)"
 """A plain name: letters, digits, ``.``, ``_`` and ``-``, never ``..``. Python's ``$`` lets a last newline through."""
 
+REQUEST_ID_PATTERN: Final = r"^[A-Za-z0-9_-]{1,64}$(?!\n)"
+
 DEVICE_PATTERN: Final = r"^(auto|cpu|cuda(:[0-9]{1,3})?)$(?!\n)"
 
 DEFAULT_PROBES: Final = "default"
@@ -32,7 +34,7 @@ Campaign = Annotated[
 ]
 RequestIdText = Annotated[
     RequestId,
-    Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$(?!\n)", description="The asker's own id of the request, a ULID for instance."),
+    Meta(pattern=REQUEST_ID_PATTERN, description="The asker's own id of the request, a ULID for instance."),
 ]
 Step = Annotated[int, Meta(ge=0, le=10**15, description="Optimizer steps since the start of the run.")]
 PathText = Annotated[

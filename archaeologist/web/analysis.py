@@ -36,6 +36,7 @@ from contracts.artifacts import (
     SubmoduleDriftTimeline,
     SubmoduleTimeline,
 )
+from contracts.documents import PORTABLE_PATTERNS
 from contracts.http import Campaigns, DriftList, Movers, Problem, StatsList
 from contracts.messages import NAME_PATTERN
 
@@ -49,7 +50,7 @@ MAX_STEP: Final = 10**15
 
 ArtifactType = TypeVar("ArtifactType", LayerStats, LayerDrift)
 
-NAME: Final = {"pattern": NAME_PATTERN, "minLength": 1, "maxLength": 128}
+NAME: Final = {"pattern": PORTABLE_PATTERNS[NAME_PATTERN], "minLength": 1, "maxLength": 128}
 """A name's rule, for the description; it is looked at where the name is used, which says more."""
 
 PERHAPS_A_NAME: Final = {"oneOf": [{"type": "string", **NAME}, {"type": "null"}]}

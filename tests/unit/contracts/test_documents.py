@@ -10,7 +10,8 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jsonschema import Draft7Validator, Draft202012Validator
+from jsonschema import Draft7Validator, Draft202012Validator, ValidationError
+from jsonschema.validators import extend
 from msgspec import Struct
 
 from contracts import artifacts, documents, messages, records, subjects
@@ -61,6 +62,20 @@ def resolved(document: Any, reference: str) -> Any:
     for part in reference.removeprefix("#/").split("/"):
         document = document[part.replace("~1", "/").replace("~0", "~")]
     return document
+
+
+def ends_in_ecma(pattern: str) -> re.Pattern[str]:
+    """A pattern as JSON Schema means it: ``$`` is the end of the text, for Python's also before a last newline."""
+    return re.compile(pattern.replace("$", r"\Z"))
+
+
+def keeps_pattern(_: object, pattern: str, value: object, __: object) -> Iterator[ValidationError]:
+    """The ``pattern`` keyword in JSON Schema's dialect."""
+    if isinstance(value, str) and not ends_in_ecma(pattern).search(value):
+        yield ValidationError(f"{value!r} does not match {pattern!r}")
+
+
+Validator = extend(Draft202012Validator, {"pattern": keeps_pattern})
 
 
 def check(name: str, value: Any) -> None:
@@ -169,7 +184,36 @@ def test_what_decoding_refuses_the_schema_refuses_too(subject: str, field: str, 
     wrong = {**documents.EXAMPLES[subject], field: value}
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(wrong, INCOMING[subject])
-    assert not Draft202012Validator(GENERATED[subject]).is_valid(wrong)
+    assert not Validator(GENERATED[subject]).is_valid(wrong)
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_no_pattern_has_a_look_around(name: str) -> None:
+    patterns = [node["pattern"] for node in everywhere(GENERATED[name]) if isinstance(node.get("pattern"), str)]
+    assert not [pattern for pattern in patterns if "(?" in pattern], "RE2 and Rust refuse it"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kind"), [(messages.NAME_PATTERN, messages.Hero), (messages.REQUEST_ID_PATTERN, messages.RequestIdText)]
+)
+@given(
+    text=st.text("aZ09._-\n", max_size=12)
+    | st.text(max_size=6)
+    | st.text("a.", min_size=60, max_size=130)
+    | st.sampled_from(
+        ["", "a", "a.", "a..", ".a", "a.b.c", "a..b", "a.-", "a\n", "a" * 64, "a" * 65, "a" * 128, "a" * 129]
+    )
+)
+def test_the_exported_pattern_takes_what_decoding_takes(pattern: str, kind: Any, text: str) -> None:
+    try:
+        msgspec.convert(text, kind)
+    except msgspec.ValidationError:
+        is_taken = False
+    else:
+        is_taken = True
+    limit = 128 if kind is messages.Hero else 64
+    exported = ends_in_ecma(documents.PORTABLE_PATTERNS[pattern])
+    assert (exported.search(text) is not None and len(text) <= limit) == is_taken
 
 
 def test_an_event_of_another_type_is_refused_by_the_schema() -> None:
