@@ -3,12 +3,13 @@
 Pure. Sizes and depths are bounded here; paths and the campaign's state are looked at later, by admission.
 """
 
+import hashlib
 from typing import Any, Final
 
 import msgspec
 
 from archaeologist.analyses import known_analyses
-from archaeologist.errors import JobTypeUnknown, MessageInvalid, MessageMalformed, PermanentError
+from archaeologist.errors import JobTypeUnknown, MessageInvalid, MessageMalformed, PermanentError, RequestIdReused
 from contracts import subjects
 from contracts.messages import AnalysisRequested, CheckpointSaved, RequestId, RequestIdText, SkillEvaluated
 
@@ -54,6 +55,16 @@ def request_id_of(body: bytes) -> RequestId | None:
         return msgspec.convert(flattened(json_object(body)).get("request_id"), RequestIdText)
     except (msgspec.ValidationError, PermanentError):
         return None
+
+
+def digest_of(subject: str, body: bytes) -> str:
+    """SHA-256 of a message: one id cannot stand for two."""
+    return hashlib.sha256(subject.encode() + b"\0" + body).hexdigest()
+
+
+def id_reused(request_id: str) -> RequestIdReused:
+    """What is said of a message under the id of another one."""
+    return RequestIdReused(f"request_id {request_id!r} was used for another request; use a new id for each request")
 
 
 def flattened(fields: dict[str, Any]) -> dict[str, Any]:

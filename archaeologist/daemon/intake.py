@@ -6,7 +6,6 @@ done is decided once and written down before it is done; each step gives the sam
 """
 
 import asyncio
-import hashlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,13 +21,13 @@ from archaeologist.daemon import announcements, policy
 from archaeologist.daemon.admission import Admission
 from archaeologist.daemon.books import Books, campaign_key
 from archaeologist.daemon.dead_letters import Origin, bury
-from archaeologist.daemon.decoding import Message, decode, request_id_of
+from archaeologist.daemon.decoding import Message, decode, digest_of, id_reused, request_id_of
 from archaeologist.daemon.herald import announce
 from archaeologist.daemon.lifecycle import stamp
 from archaeologist.daemon.locating import resolve
 from archaeologist.daemon.summarizing import keep_scores
 from archaeologist.daemon.waiting import Waiting
-from archaeologist.errors import CheckpointNotReady, InternalError, PermanentError, RequestIdReused, TemporaryError
+from archaeologist.errors import CheckpointNotReady, InternalError, PermanentError, TemporaryError
 from archaeologist.settings import Settings
 from contracts import subjects
 from contracts.messages import AnalysisRequested, CheckpointSaved, EventError, Job, RequestId, SkillEvaluated
@@ -62,7 +61,7 @@ class Intake:
                 await log.ainfo("waiting for a checkpoint", subject=received.subject, reason=str(reason))
                 await received.nak(self._waiting.pause_seconds(received.time))
                 return
-            if decided.digest != _digest(received):
+            if decided.digest != digest_of(received.subject, received.data):
                 decided = await self._reused(received, request_id=request_id)
             await self._end(decided, received)
 
@@ -87,8 +86,7 @@ class Intake:
 
     async def _reused(self, received: Received, *, request_id: RequestId) -> RequestRecord:
         """The refusal of a message that came under another one's id, under an id of its own."""
-        msg = f"request_id {request_id!r} was used for another request; use a new id for each request"
-        return await self._first(_refused(RequestIdReused(msg), received, request_id=_id_from(received)))
+        return await self._first(_refused(id_reused(request_id), received, request_id=_id_from(received)))
 
     async def _first(self, decision: RequestRecord) -> RequestRecord:
         stands = await self._books.requests.change(decision.request_id, lambda record: record or decision)
@@ -218,7 +216,7 @@ class Intake:
             request_id=request_id,
             state="skipped",
             reason=reason,
-            digest=_digest(received),
+            digest=digest_of(received.subject, received.data),
             at=stamp(datetime.now(UTC)),
         )
 
@@ -279,7 +277,7 @@ def _to_do(job: Job, received: Received, *, request_id: RequestId) -> RequestRec
         state="received",
         job=job,
         job_key=job.job_key,
-        digest=_digest(received),
+        digest=digest_of(received.subject, received.data),
         at=stamp(datetime.now(UTC)),
     )
 
@@ -290,7 +288,7 @@ def _refused(error: PermanentError, received: Received, *, request_id: RequestId
         request_id=request_id,
         state="received",
         error=EventError(code=error.code, message=str(error)),
-        digest=_digest(received),
+        digest=digest_of(received.subject, received.data),
         at=stamp(datetime.now(UTC)),
     )
 
@@ -307,7 +305,3 @@ def _id_from(received: Received) -> RequestId:
     """The id of a message that brings none: from its time and its place in its stream."""
     milliseconds = int(received.time.timestamp() * 1000)
     return RequestId(ulid_from(milliseconds, f"{received.stream}:{received.sequence}"))
-
-
-def _digest(received: Received) -> str:
-    return hashlib.sha256(received.subject.encode() + b"\0" + received.data).hexdigest()

@@ -20,7 +20,7 @@ from archaeologist.bus.publisher import publish
 from archaeologist.bus.records import KEY
 from archaeologist.daemon import control
 from archaeologist.daemon.books import Books
-from archaeologist.daemon.decoding import decode, flattened, json_object
+from archaeologist.daemon.decoding import decode, digest_of, flattened, id_reused, json_object
 from archaeologist.daemon.locating import mapped
 from archaeologist.daemon.pulse import QueueGauge
 from archaeologist.errors import (
@@ -43,7 +43,7 @@ from archaeologist.web.refusals import headers_of, status_of
 from contracts import subjects
 from contracts.documents import json_schema
 from contracts.http import Answer, JobEntry, Jobs, JobStatus, Problem
-from contracts.messages import AnalysisRequested
+from contracts.messages import AnalysisRequested, EventError
 from contracts.records import JobRecord, JobState, RequestRecord
 from contracts.ulid import new_ulid
 
@@ -150,15 +150,18 @@ async def ask(request: Request[Any, Any, Any], desk: NamedDependency[Desk]) -> R
     try:
         request_id, outgoing = _checked(body, desk.settings)
         bus = desk.link.bus()
+        digest = digest_of(subjects.ANALYSIS_REQUESTED, outgoing)
+        # With the digest: another body under the same id reaches intake, which refuses it, and is not passed over.
+        message_id = f"{request_id}:{digest[:16]}"
         await publish(
-            bus, subjects.ANALYSIS_REQUESTED, outgoing, message_id=request_id, deadline_seconds=PUBLISH_SECONDS
+            bus, subjects.ANALYSIS_REQUESTED, outgoing, message_id=message_id, deadline_seconds=PUBLISH_SECONDS
         )
     except PermanentError as error:
         return _refusal(error, request_id, status=400 if isinstance(error, NOT_A_REQUEST) else 200)
     except TemporaryError as error:
         return _refusal(error, request_id, status=status_of(error))
     desk.remember(request_id)
-    return Response(await _intake_says(bus, request_id))
+    return Response(await _intake_says(bus, request_id, digest=digest))
 
 
 @get("/", responses=responses(Jobs, has_etag=False))
@@ -262,7 +265,8 @@ def _checked(body: bytes, settings: Settings) -> tuple[str, bytes]:
     """
     fields = _with_hero(flattened(json_object(body)), settings)
     request_id = fields.get("request_id") or new_ulid()
-    outgoing = msgspec.json.encode({**fields, "request_id": request_id})
+    # Sorted: the same fields in another order are the same request.
+    outgoing = msgspec.json.encode({**fields, "request_id": request_id}, order="sorted")
     message = decode(subjects.ANALYSIS_REQUESTED, outgoing)
     assert isinstance(message, AnalysisRequested)  # noqa: S101 -- what this subject decodes to
     folder = CampaignFolder.of(settings.root_path, message.hero_id, message.campaign_id)
@@ -280,7 +284,7 @@ def _with_hero(fields: dict[str, Any], settings: Settings) -> dict[str, Any]:
     return {**fields, "hero_id": find(settings, campaign_id, None).hero_id}
 
 
-async def _intake_says(bus: Bus, request_id: str) -> Answer:
+async def _intake_says(bus: Bus, request_id: str, *, digest: str) -> Answer:
     """What intake made of a request that is on the bus; ``received`` where it says nothing soon."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + INTAKE_SECONDS
@@ -291,6 +295,8 @@ async def _intake_says(bus: Bus, request_id: str) -> Answer:
             request, job = await asyncio.wait_for(control.find(bus, request_id), timeout=deadline - loop.time())
         except (TemporaryError, TimeoutError):
             break
+        if request is not None and request.digest not in {None, digest}:
+            return _refused(id_reused(request_id), job_id=None)
         if _request_status(request) != "received" or job is not None:
             break
         await asyncio.sleep(INTAKE_LOOK_SECONDS)
@@ -299,15 +305,7 @@ async def _intake_says(bus: Bus, request_id: str) -> Answer:
 
 def _told(request_id: str, request: RequestRecord | None, job: JobRecord | None) -> Answer:
     if request is not None and request.error is not None and job is None:
-        error = request.error
-        return Answer(
-            accepted=False,
-            job_id=request_id,
-            message=error.message,
-            status="refused",
-            code=error.code,
-            error=error.message,
-        )
+        return _refused(request.error, job_id=request_id)
     status = job.state if job is not None else _request_status(request)
     words = {
         "received": "the request is on the bus; a daemon that runs takes it",
@@ -317,6 +315,11 @@ def _told(request_id: str, request: RequestRecord | None, job: JobRecord | None)
         "cancelled": "the same job was cancelled",
     }
     return Answer(accepted=True, job_id=request_id, message=words.get(status, f"the job is {status}"), status=status)
+
+
+def _refused(error: EventError | ArchaeologistError, *, job_id: str | None) -> Answer:
+    text = error.message if isinstance(error, EventError) else str(error)
+    return Answer(accepted=False, job_id=job_id, message=text, status="refused", code=error.code, error=text)
 
 
 def _request_status(request: RequestRecord | None) -> JobStatus:

@@ -138,6 +138,22 @@ async def test_the_same_request_twice_is_one(house: House, api: httpx.AsyncClien
     assert len(await published(house)) == 1
 
 
+async def test_another_request_under_a_used_id_is_refused_and_told(
+    house: House, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_quick_children(monkeypatch)
+    for step in (100, 200):
+        house.save(step)
+    async with house.daemon():
+        first = await ask(api, checkpoint_step=100, priority="high", request_id="mine")
+        await house.until_ended("mine")
+        other = await ask(api, checkpoint_step=200, priority="high", request_id="mine")
+        same = await ask(api, request_id="mine", priority="high", checkpoint_step=100)
+    assert [answer["accepted"] for answer in (first, other, same)] == [True, False, True]
+    assert (other["job_id"], other["code"]) == (None, "request_id_reused")
+    assert [event.type for event in await house.log()].count("analysis.failed") == 1
+
+
 async def test_a_hero_that_is_left_out_is_the_campaign_s_only_one(house: House, api: httpx.AsyncClient) -> None:
     house.save(100)
     reply = await api.post("/api/jobs", json={"campaign_id": CAMPAIGN, "checkpoint_step": 100})
