@@ -38,7 +38,8 @@ NOT_SETTINGS: Final = frozenset({"ARCHAEOLOGIST_CONFIG"})
 SEARCH_PATH: Final = (Path("archaeologist.toml"), Path("/etc/archaeologist/archaeologist.toml"))
 
 Positive = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
+"""At most a year: what the bus and timers take."""
 Gigabytes = Annotated[float, Meta(ge=0)]
 """Of 1,000,000,000 bytes."""
 Fraction = Annotated[float, Meta(gt=0, le=1)]
@@ -454,7 +455,9 @@ def load(
             _check(values, where=f"option for {name}")
     if is_worker:
         _take_device(values)
-    return _check(values, where="settings")
+    settings = _check(values, where="settings")
+    _check_times(settings)
+    return settings
 
 
 def _take_device(values: dict[str, Any]) -> None:
@@ -511,6 +514,31 @@ def _check(values: dict[str, Any], *, where: str) -> Settings:
         msg = f"setting in {where}: {error}; see docs/settings.md for the known names and values"
         raise SettingInvalid(msg) from error
     return settings
+
+
+def _check_times(settings: Settings) -> None:
+    """Rules between settings, which may come from different places.
+
+    Raises:
+        SettingInvalid: A running job would lose its lease between two heartbeats, or a notice its own.
+    """
+    lease, heartbeat, timeout = (
+        settings.jobs.lease_seconds,
+        settings.jobs.heartbeat_seconds,
+        settings.notify.timeout_seconds,
+    )
+    if heartbeat > lease / 2:
+        msg = (
+            f"setting jobs.heartbeat_seconds is {heartbeat:g} and jobs.lease_seconds {lease:g}: a job that is well"
+            f" would go to another worker; set the heartbeat to at most half the lease, {lease / 4:g} for instance"
+        )
+        raise SettingInvalid(msg)
+    if timeout >= lease and (settings.notify.command or settings.notify.webhook):
+        msg = (
+            f"setting notify.timeout_seconds is {timeout:g} and jobs.lease_seconds {lease:g}: what still runs would be"
+            " told again; set it below the lease"
+        )
+        raise SettingInvalid(msg)
 
 
 prepare(__name__)

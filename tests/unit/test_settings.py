@@ -203,6 +203,27 @@ def test_a_wrong_variable_is_named(variable: str, value: str, said: str) -> None
         load(environ={"ARCHAEOLOGIST_ROOT": ".", variable: value})
 
 
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"JOBS__LEASE_SECONDS": "20"}, "jobs.heartbeat_seconds is 30 and jobs.lease_seconds 20: .* 5 for instance"),
+        ({"JOBS__LEASE_SECONDS": "inf"}, "Expected `float` <= 31536000"),
+        (
+            {"JOBS__LEASE_SECONDS": "8", "JOBS__HEARTBEAT_SECONDS": "2", "NOTIFY__WEBHOOK": "http://bus"},
+            "notify.timeout_seconds is 10 and jobs.lease_seconds 8",
+        ),
+    ],
+)
+def test_times_that_contradict_each_other_are_refused(environ: dict[str, str], said: str) -> None:
+    with pytest.raises(SettingInvalid, match=said):
+        load(environ={f"ARCHAEOLOGIST_{name}": value for name, value in environ.items()})
+
+
+def test_a_short_lease_with_a_shorter_heartbeat_is_accepted() -> None:
+    environ = {"ARCHAEOLOGIST_JOBS__LEASE_SECONDS": "8", "ARCHAEOLOGIST_JOBS__HEARTBEAT_SECONDS": "4"}
+    assert load(environ=environ).jobs.lease_seconds == 8
+
+
 def test_a_named_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SettingInvalid, match="not there"):
         load(config=tmp_path / "absent.toml", environ={})
