@@ -38,6 +38,12 @@ READ_DTYPES: Final = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ",
 
 _BUFFER_DTYPES: Final = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
 
+_CONVERSIONS: Final = {
+    "F64": "save a copy in float32: model.to(torch.float32)",
+    "C64": "save real and imaginary parts as tensors of their own",
+}
+"""What to do about weights that are not read and not quantised either."""
+
 _SCALED_BITS: Final = 8
 _SCALE: Final = "scale"
 """In the name of what multiplies a tensor beside it: ``weight_scale_inv``, ``weight_scale``, ``scale_weight``."""
@@ -349,9 +355,9 @@ def _unsupported(tensor: StoredTensor, packing: Packing | None) -> DtypeUnsuppor
             f" not read; {packing.remedy}"
         )
         return DtypeUnsupported(msg)
+    remedy = _CONVERSIONS.get(tensor.dtype, "save the model dequantised in one of them")
     msg = (
-        f"tensor {shown(tensor.name)} has dtype {tensor.dtype}, weights of {', '.join(READ_DTYPES)} are read;"
-        " save the model dequantised in one of them"
+        f"tensor {shown(tensor.name)} has dtype {tensor.dtype}, weights of {', '.join(READ_DTYPES)} are read; {remedy}"
     )
     return DtypeUnsupported(msg)
 

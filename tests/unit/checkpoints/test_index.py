@@ -119,23 +119,22 @@ def test_a_double_buffer_is_skipped_and_says_what_is_read(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "label"),
+    ("name", "dtype", "label", "remedy"),
     [
-        ("model.layers.0.mlp.up_proj.weight", torch.float64, "F64"),
-        ("model.layers.0.mlp.up_proj.weight", torch.uint8, "U8"),
-        ("model.layers.0.mlp.up_proj.qweight", torch.int32, "I32"),
-        ("scale", torch.float8_e8m0fnu, "F8_E8M0"),
+        ("up_proj.weight", torch.float64, "F64", "save a copy in float32: model.to(torch.float32)"),
+        ("up_proj.weight", torch.complex64, "C64", "save real and imaginary parts as tensors of their own"),
+        ("up_proj.weight", torch.uint8, "U8", "save the model dequantised in one of them"),
+        ("up_proj.qweight", torch.int32, "I32", "save the model dequantised in one of them"),
+        ("scale", torch.float8_e8m0fnu, "F8_E8M0", "save the model dequantised in one of them"),
     ],
 )
 def test_weights_in_another_dtype_refuse_the_checkpoint(
-    tmp_path: Path, name: str, dtype: torch.dtype, label: str
+    tmp_path: Path, name: str, dtype: torch.dtype, label: str, remedy: str
 ) -> None:
     tensors = qwen3_tensors() | {name: torch.ones(4).to(dtype)}
     with pytest.raises(DtypeUnsupported) as caught:
         read_index(write_checkpoint(tmp_path, tensors=tensors))
-    assert str(caught.value) == (
-        f"tensor {name!r} has dtype {label}, weights of {READ} are read; save the model dequantised in one of them"
-    )
+    assert str(caught.value) == f"tensor {name!r} has dtype {label}, weights of {READ} are read; {remedy}"
 
 
 @pytest.mark.parametrize(
