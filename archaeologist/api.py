@@ -422,13 +422,17 @@ def _places(job: Job, output: str | Path | None) -> Iterator[_Places]:
 
 
 def _final_paths(job: Job, output: Path) -> tuple[Path, Path | None]:
-    """Where artifact and sketch go. A file that is no artifact of ours is not replaced."""
+    """Where artifact and sketch go. A folder, or a file that is no artifact of ours, is not replaced."""
     names = CampaignFolder(root=Path(), hero_id="", campaign_id="")
     artifact, sketch = output, None
     if job.job_type == "layer_stats":
         artifact, sketch = output / names.layer_stats(job.target.step).name, output / names.sketch(job.target.step).name
     try:
         artifact.parent.mkdir(parents=True, exist_ok=True)
+        if artifact.is_dir():
+            file = f"name a file, {str(artifact / 'drift.json')!r} for instance"
+            msg = f"output {str(artifact)!r} is a folder; {file if sketch is None else 'name another output'}"
+            raise UsageError(msg)
         if artifact.exists():
             _check_replaceable(artifact, read_artifact(artifact), job)
     except ArtifactInvalid as error:

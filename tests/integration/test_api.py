@@ -9,7 +9,7 @@ import pytest
 
 import archaeologist
 from archaeologist.artifacts.store import read_layer_drift, read_layer_stats
-from archaeologist.errors import ArtifactUnwritable, CheckpointError, CheckpointMissing, HeaderInvalid
+from archaeologist.errors import ArtifactUnwritable, CheckpointError, CheckpointMissing, HeaderInvalid, UsageError
 from tests.fixtures.checkpoints import drifted, qwen3_tensors, write_checkpoint, write_single
 
 if TYPE_CHECKING:
@@ -83,6 +83,13 @@ def test_what_is_not_finite_in_the_reference_is_told(tmp_path: Path) -> None:
     told = "the drift of model.norm.weight leaves out pairs where 3 values of the reference are NaN or infinite"
     assert told in archaeologist.analyze(target, reference=reference, compute_activations=False).warnings
     assert told not in archaeologist.analyze(reference, reference=reference, compute_activations=False).warnings
+
+
+def test_a_folder_is_no_output_of_a_drift(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UsageError, match=r"out' is a folder; name a file, '.*/out/drift\.json'"):
+        archaeologist.drift(*pair, output=tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_failed_analysis_leaves_no_file_behind(pair: tuple[Path, Path], tmp_path: Path) -> None:
