@@ -22,7 +22,7 @@ def report(
     """Writes a campaign's report: findings, strata, movers, skills and health in one HTML file."""
     from datetime import UTC, datetime
 
-    from archaeologist.artifacts.store import put_in_place, write_whole
+    from archaeologist.artifacts.output import whole_file
     from archaeologist.cli import console
     from archaeologist.cli.campaigns import named_campaign
     from archaeologist.errors import UsageError
@@ -38,9 +38,9 @@ def report(
     # Before the work, so that nobody waits for an answer that was clear.
     browser = find_browser() if png else None
     found = read_campaign(folder)
-    temporary = path.with_name(f".{path.name}.tmp")
-    write_whole(temporary, rendered(found, written=datetime.now(UTC)).encode())
-    put_in_place(temporary, path, superseded_folder=None)
+    content = rendered(found, written=datetime.now(UTC)).encode()
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
     for finding in found.findings:
         console.output().print(console.word(finding.severity), console.printable(finding.text))
     console.notices().print(f"written: {path}")

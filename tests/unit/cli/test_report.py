@@ -41,6 +41,13 @@ def test_a_folder_is_no_file(root: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "is a folder; name a file" in capsys.readouterr().err
 
 
+def test_an_output_that_cannot_be_written_is_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "file").write_text("no folder")
+    path = root / "file" / "r.html"
+    assert report(root, "--output", str(path)) == app.FAILED
+    assert f"artifact_unwritable: artifact {str(path)!r} cannot be written" in capsys.readouterr().err
+
+
 def test_an_unknown_campaign_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run(["report", "nobody/nothing", "--root", str(root)]) == app.FAILED
     assert "campaign_missing" in capsys.readouterr().err
