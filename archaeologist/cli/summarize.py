@@ -9,6 +9,7 @@ from archaeologist.cli.options import AsJson, Config, Root, read_settings
 
 if TYPE_CHECKING:
     from archaeologist.artifacts.paths import CampaignFolder
+    from archaeologist.errors import ArchaeologistError
 
 
 def summarize(
@@ -20,29 +21,32 @@ def summarize(
 ) -> None:
     """Builds a campaign's summaries anew from its artifacts: timelines, stability, skill impact."""
     from archaeologist.cli import console
-    from archaeologist.errors import PermanentError
 
     base = read_settings(config=config, root=root).root_path
-    rows = [_summarized(folder) for folder in asked_for(campaign, every=every, root=base)]
+    failures: list[tuple[str, ArchaeologistError]] = []
+    rows = [_summarized(folder, failures) for folder in asked_for(campaign, every=every, root=base)]
     if as_json:
         console.print_json(rows)
     else:
         for row in rows:
             console.output().print(console.printable(_sentence(row)))
-    if failed := [row for row in rows if row["error"]]:
-        first = failed[0]
-        msg = f"{len(failed)} of {len(rows)} campaigns not summarized, first {first['campaign']}: {first['error']}"
-        raise PermanentError(msg)
+    if failures:
+        first, error = failures[0]
+        msg = f"{len(failures)} of {len(rows)} campaigns not summarized, first {first}: {error}"
+        raise type(error)(msg) from error
 
 
-def _summarized(folder: "CampaignFolder") -> dict[str, Any]:
+def _summarized(folder: "CampaignFolder", failures: "list[tuple[str, ArchaeologistError]]") -> dict[str, Any]:
+    """What is told of a campaign; if it fails, its name and the error are put to the failures."""
     from archaeologist.errors import ArchaeologistError
     from archaeologist.summaries.chronicle import rebuild
 
-    row: dict[str, Any] = {"campaign": f"{folder.hero_id}/{folder.campaign_id}", "folder": str(folder.summaries)}
+    name = f"{folder.hero_id}/{folder.campaign_id}"
+    row: dict[str, Any] = {"campaign": name, "folder": str(folder.summaries)}
     try:
         outcome = rebuild(folder)
     except ArchaeologistError as error:
+        failures.append((name, error))
         return {**row, "checkpoints": 0, "left_out": [], "error": f"{error.code}: {error}"}
     return {**row, "checkpoints": outcome.checkpoints, "left_out": outcome.left_out, "error": None}
 

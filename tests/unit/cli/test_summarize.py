@@ -46,7 +46,7 @@ def test_all_campaigns_as_json(folder: CampaignFolder, capsys: pytest.CaptureFix
     assert (first["campaign"], first["checkpoints"], first["error"]) == ("hero/campaign", 3, None)
     assert second["error"].startswith("artifact_unwritable: ")
     assert captured.err.count("\n") == 1
-    assert "1 of 2 campaigns not summarized" in captured.err
+    assert "error: artifact_unwritable: 1 of 2 campaigns not summarized, first hero/other: summaries in" in captured.err
 
 
 @pytest.mark.parametrize(
