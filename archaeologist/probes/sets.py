@@ -4,6 +4,7 @@ A set is a file of JSON lines, one probe a line: its text as ``prompt``, ``text`
 ``skill``. Called by the excavation. What becomes of the texts is ``excavation.forward``'s business.
 """
 
+import codecs
 import errno
 import hashlib
 import os
@@ -149,6 +150,9 @@ def _lines(descriptor: int) -> Iterator[tuple[int, bytes]]:
         number = 0
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
+            if number == 1:
+                # Some editors begin UTF-8 files with it.
+                line = line.removeprefix(codecs.BOM_UTF8)
             if line.strip():
                 yield number, line
 

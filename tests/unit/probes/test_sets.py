@@ -48,6 +48,16 @@ def refusal(folder: Path, *lines: Any) -> str:
     return str(raised.value)
 
 
+@pytest.mark.parametrize("first", [b"\xef\xbb\xbf", b"\xef\xbb\xbf\n"], ids=["before a probe", "alone"])
+def test_a_byte_order_mark_at_the_beginning_is_no_part_of_the_first_probe(tmp_path: Path, first: bytes) -> None:
+    plain, marked = (saved(tmp_path, {"text": "one"}, {"text": "two"}, name=name) for name in ("a.jsonl", "b.jsonl"))
+    marked.write_bytes(first + plain.read_bytes())
+    assert load("b", folder=tmp_path).sha256 == load("a", folder=tmp_path).sha256
+    marked.write_bytes(plain.read_bytes() + first + b'{"text": "three"}\n')
+    with pytest.raises(ProbesInvalid, match="line 3"):
+        load("b", folder=tmp_path)
+
+
 # The package's own.
 
 
