@@ -51,21 +51,30 @@ def _write_table(folder: "CampaignFolder", path: Path, *, form: str) -> int:
 
 
 def _artifacts(folder: "CampaignFolder") -> "Iterator[LayerStats]":
-    """Every artifact of the campaign that can be read, ascending by step; what cannot is said."""
-    from archaeologist.artifacts.store import read_layer_stats
-    from archaeologist.errors import ArtifactUnwritable, SummariesLate
-    from archaeologist.summaries.chronicle import update
-    from archaeologist.summaries.listing import listing
+    """Every artifact of the campaign that can be read, ascending by step; what cannot is said.
 
-    try:
-        update(folder)
-    except (ArtifactUnwritable, SummariesLate) as error:
-        _notice(f"the list of artifacts is not brought up to date ({error.code}): the newest may be missing")
-    found = listing(folder)
-    for problem in found.left_out:
-        _notice(f"left out: {problem.file}: {problem.reason}")
-    for extract in found.extracts:
-        yield read_layer_stats(folder.layer_stats(extract.step))
+    Raises:
+        ArtifactMissing: None can.
+    """
+    from archaeologist.errors import ArchaeologistError, ArtifactMissing
+    from archaeologist.summaries import sources
+
+    count = 0
+    for source in sources.artifacts(folder):
+        try:
+            artifact = sources.read_source(folder, source)
+            sources.check_numbers(source, artifact)
+        except ArchaeologistError as error:
+            problem = sources.left_out(folder, source, error)
+            _notice(f"left out: {problem.file}: {problem.reason}")
+        else:
+            count += 1
+            yield artifact
+    if not count:
+        msg = (
+            f"no artifact in {str(folder.layer_stats(0).parent)!r} can be read; request an analysis, or check the name"
+        )
+        raise ArtifactMissing(msg)
 
 
 def _write_series(folder: "CampaignFolder", path: Path, form: str) -> int:

@@ -18,7 +18,6 @@ import msgspec
 from msgspec import Struct
 
 from archaeologist.artifacts.paths import CampaignFolder
-from archaeologist.artifacts.store import read_layer_stats
 from archaeologist.errors import (
     ArchaeologistError,
     ArchiveUnavailable,
@@ -135,33 +134,15 @@ def _with_artifacts(folder: CampaignFolder, inputs: Inputs, known: Store, *, unt
 
 def _read(folder: CampaignFolder, source: Source) -> Entry:
     """An artifact's extract, or why it has none."""
-    path = folder.layer_stats(0).with_name(source.name)
     try:
-        if source.step is None:
-            msg = f"{source.name!r} is not the name of an artifact, ckpt-000100.layer_stats.json for instance"
-            raise ArtifactInvalid(msg)
-        artifact = read_layer_stats(path)
-        for name, expected, found in (
-            ("checkpoint_step", source.step, artifact.checkpoint_step),
-            ("hero_id", folder.hero_id, artifact.hero_id),
-            ("campaign_id", folder.campaign_id, artifact.campaign_id),
-        ):
-            if expected != found:
-                msg = f"its {name} is {found!r}, its place says {expected!r}; move it to where it belongs"
-                raise ArtifactInvalid(msg)
-        return _entry(source, artifact)
+        return _entry(source, sources.read_source(folder, source))
     except ArchaeologistError as error:
-        file = str(path.relative_to(folder.analysis))
-        return Entry(signature=source.signature, problem=LeftOut(file=file, code=error.code, reason=str(error)))
+        return Entry(signature=source.signature, problem=sources.left_out(folder, source, error))
 
 
 def _entry(source: Source, artifact: LayerStats) -> Entry:
     entry = Entry(signature=source.signature, extract=extract(artifact), submodules=submodules(artifact))
-    try:
-        msgspec.msgpack.encode(entry)
-    except OverflowError as error:
-        msg = f"artifact {source.name!r} has a whole number of more than 64 bits; analyse its checkpoint again"
-        raise ArtifactInvalid(msg) from error
+    sources.check_numbers(source, entry)
     return entry
 
 

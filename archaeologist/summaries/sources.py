@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import msgspec
+from msgspec import Struct
 
 import archaeologist
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.artifacts.storage import sign, stored
+from archaeologist.artifacts.store import read_layer_stats
+from archaeologist.errors import ArchaeologistError, ArtifactInvalid
 from archaeologist.files import made, read_bounded
+from contracts.artifacts import LayerStats, LeftOut
 
 if TYPE_CHECKING:
     import os
@@ -104,6 +108,48 @@ def artifacts(folder: CampaignFolder) -> list[Source]:
         if of_entry := _signature(entry, is_archived=entry.name != name):
             found.append(Source(name, step if is_ours else None, of_entry))
     return sorted(found, key=lambda source: (source.step is None, source.step or 0, source.name))
+
+
+def read_source(folder: CampaignFolder, source: Source) -> LayerStats:
+    """The artifact in a file that may be one of this campaign.
+
+    Raises:
+        ArtifactInvalid: It is none, or another's.
+        ArtifactMissing: It is gone meanwhile.
+        ArchiveUnavailable: It is archived, and the WARM root cannot be reached.
+    """
+    if source.step is None:
+        msg = f"{source.name!r} is not the name of an artifact, ckpt-000100.layer_stats.json for instance"
+        raise ArtifactInvalid(msg)
+    artifact = read_layer_stats(folder.layer_stats(source.step))
+    for name, expected, found in (
+        ("checkpoint_step", source.step, artifact.checkpoint_step),
+        ("hero_id", folder.hero_id, artifact.hero_id),
+        ("campaign_id", folder.campaign_id, artifact.campaign_id),
+    ):
+        if expected != found:
+            msg = f"its {name} is {found!r}, its place says {expected!r}; move it to where it belongs"
+            raise ArtifactInvalid(msg)
+    return artifact
+
+
+def left_out(folder: CampaignFolder, source: Source, error: ArchaeologistError) -> LeftOut:
+    """A file that is not used, and why."""
+    file = str((folder.layer_stats(0).parent / source.name).relative_to(folder.analysis))
+    return LeftOut(file=file, code=error.code, reason=str(error))
+
+
+def check_numbers(source: Source, numbers: Struct) -> None:
+    """Passes what fits into the columns and files that are made of artifacts.
+
+    Raises:
+        ArtifactInvalid: A whole number has more than 64 bits.
+    """
+    try:
+        msgspec.msgpack.encode(numbers)
+    except OverflowError as error:
+        msg = f"artifact {source.name!r} has a whole number of more than 64 bits; analyse its checkpoint again"
+        raise ArtifactInvalid(msg) from error
 
 
 def sketches(folder: CampaignFolder) -> dict[str, str]:

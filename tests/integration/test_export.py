@@ -73,6 +73,33 @@ def test_a_notebook_opens_the_csv_file_with_one_line(root: Path) -> None:
     check_table(pd.read_csv(output))
 
 
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+def test_a_table_needs_no_summaries_and_names_what_it_leaves_out(
+    root: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = CampaignFolder.of(root, HERO, CAMPAIGN)
+    folder.summaries.write_bytes(b"in the way, as on a disk that is read-only")
+    place_whole(folder.layer_stats(400), msgspec.json.encode(artifact(300)))
+    huge = msgspec.json.encode(artifact(500)).replace(b'"shape":[4,8]', b'"shape":[%d]' % 10**30)
+    place_whole(folder.layer_stats(500), huge)
+    output = root / "out"
+    assert export(root, form, output) == 0
+    check_table(pd.read_parquet(output) if form == "parquet" else pd.read_csv(output))
+    said = capsys.readouterr().err
+    assert "left out: layer_stats/ckpt-000400.layer_stats.json: its checkpoint_step is 300" in said
+    assert "left out: layer_stats/ckpt-000500.layer_stats.json: artifact" in said
+    assert folder.summaries.is_file()
+
+
+def test_without_an_artifact_that_can_be_read_there_is_no_table(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = CampaignFolder.of(root, HERO, CAMPAIGN)
+    for step in STEPS:
+        place_whole(folder.layer_stats(step), b"{")
+    assert export(root, "csv", root / "out") == app.FAILED
+    assert "error: artifact_missing: no artifact in " in capsys.readouterr().err
+    assert not (root / "out").exists()
+
+
 def test_an_export_that_fails_half_way_leaves_the_earlier_file(root: Path) -> None:
     output = root / "tensors.parquet"
     assert export(root, "parquet", output) == 0
