@@ -32,7 +32,7 @@ from archaeologist.checkpoints.steps import step_of
 from archaeologist.daemon.child import ChildLimits, run_child
 from archaeologist.errors import ArchaeologistError, ArtifactInvalid, ArtifactUnwritable, PermanentError, UsageError
 from archaeologist.jobs import job_key
-from archaeologist.probes.sets import digest
+from archaeologist.probes.sets import digest, load
 from contracts.artifacts import LayerDrift, LayerStats
 from contracts.messages import (
     DEFAULT_PROBES,
@@ -123,9 +123,12 @@ def analyze(  # noqa: PLR0913 -- the options of the command, all by keyword
 
     Raises:
         AnalysisUnknown: One of ``analyses`` is not known.
+        ProbesMissing: No probe set has this name.
         UsageError: Another option is wrong.
         ArchaeologistError: The checkpoint cannot be read or analysed; its class and ``code`` say why.
     """
+    if compute_activations:
+        check_probes(probes, folder=probes_folder)
     job = layer_stats_job(
         checkpoint,
         reference=reference if compute_drift else None,
@@ -277,6 +280,17 @@ def known_device(name: str) -> str:
         msg = f"device {name!r} is not known; use auto, cpu, cuda or cuda:N"
         raise UsageError(msg)
     return name
+
+
+def check_probes(name: str, *, folder: str | Path | None = None) -> None:
+    """Passes a probe set that somebody named and that can be used; a job says in its artifact what is wrong with one.
+
+    Raises:
+        ProbesMissing: No set has this name.
+        PathOutsideRoot: The name leads out of the folder.
+        ProbesInvalid: The file cannot be read or is not what it must be.
+    """
+    load(name, folder=Path(folder) if folder else None)
 
 
 def side(path: str | Path, *, adapted: str | Path | None = None) -> Side:

@@ -63,6 +63,8 @@ def analyze(  # noqa: PLR0917 -- the options of the command
     settings = read_settings(config=config)
     options = settings.forward_options(None)
     gpu = settings.gpu_options if device is None else replace(settings.gpu_options, device=api.known_device(device))
+    if probes is not None and activations:
+        api.check_probes(probes, folder=options.probes_folder)
     job = api.layer_stats_job(
         checkpoint,
         reference=reference if drift else None,

@@ -170,6 +170,7 @@ async def test_output_replaces_no_file_that_is_not_an_artifact(root: Path) -> No
         (("analyze",), 2, "error: usage: Missing argument"),
         (("analyze", "/x", "--device", "tpu"), 2, "error: usage: device 'tpu' is not known; use auto, cpu, cuda"),
         (("analyze", "/x", "--with", "speed"), 2, "error: usage: --with: analysis 'speed' is not known; use any of"),
+        (("analyze", "/x", "--probes", "typo"), 1, "error: probes_missing: probe set 'typo' is none of the package's"),
         (("excavate",), 2, "error: usage: No such command"),
         (("analyze", "/x", "--config", "/none.toml"), 2, "error: setting_invalid: "),
         (("request", "--step", "1"), 2, "error: usage: hero and campaign are unknown"),

@@ -13,7 +13,16 @@ from archaeologist.api import (
     layer_stats_job,
     raise_coded,
 )
-from archaeologist.errors import CheckpointError, InternalError, PermanentError, ShardMissing, UsageError
+from archaeologist.errors import (
+    CheckpointError,
+    CheckpointMissing,
+    InternalError,
+    PermanentError,
+    ProbesInvalid,
+    ProbesMissing,
+    ShardMissing,
+    UsageError,
+)
 from contracts.messages import EventError
 from tests.fixtures.checkpoints import write_checkpoint
 
@@ -80,6 +89,16 @@ def test_devices_are_known_by_torchs_names(name: str) -> None:
 def test_a_device_that_is_not_known_is_refused_with_the_known(name: str) -> None:
     with pytest.raises(UsageError, match="auto, cpu, cuda or cuda:N"):
         known_device(name)
+
+
+def test_a_probe_set_that_is_named_and_not_there_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "broken.jsonl").write_text("{")
+    with pytest.raises(ProbesMissing, match="probe set 'typo' is none of the package's"):
+        analyze(tmp_path / "nowhere", probes="typo", probes_folder=tmp_path)
+    with pytest.raises(ProbesInvalid, match="probe set 'broken', line 1"):
+        analyze(tmp_path / "nowhere", probes="broken", probes_folder=tmp_path)
+    with pytest.raises(CheckpointMissing):
+        analyze(tmp_path / "nowhere", probes="typo", compute_activations=False)
 
 
 def test_an_edited_probe_set_makes_another_job(tmp_path: Path) -> None:
