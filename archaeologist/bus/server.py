@@ -32,10 +32,20 @@ LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 class EmbeddedServer:
     """A running nats-server that ends with this process."""
 
-    def __init__(self, process: asyncio.subprocess.Process, *, listen: str, port: int, token: str | None) -> None:
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        *,
+        listen: str,
+        port: int,
+        token: str | None,
+        earlier_port: int | None = None,
+    ) -> None:
         self._process = process
         self._listen = listen
         self.port = port
+        self.earlier_port = earlier_port
+        """The one of the store's last time; None where there was none."""
         self.token = token
         """What clients must present; None: nothing."""
 
@@ -60,10 +70,11 @@ class EmbeddedServer:
         with await _locked(store) as lock:
             if token is None and listen not in LOOPBACK:
                 token = _kept_token(store)
-            chosen = _choose_port(store, listen, port)
+            earlier = _earlier_port(store)
+            chosen = _choose_port(listen, port, earlier=earlier)
             config = _write_config(store, listen=listen, port=chosen, token=token)
             process = await _spawn(binary, config, store, lock=lock)
-        server = cls(process, listen=listen, port=chosen, token=token)
+        server = cls(process, listen=listen, port=chosen, token=token, earlier_port=earlier)
         try:
             await server._until_ready(store)
         except BaseException:
@@ -145,7 +156,7 @@ def _lock_file(store: Path) -> IO[str]:
         raise BusUnavailable(msg) from error
 
 
-def _choose_port(store: Path, listen: str, port: int | None) -> int:
+def _choose_port(listen: str, port: int | None, *, earlier: int | None) -> int:
     """The port asked for, else the one of last time, else 4222, else a free one: clients keep theirs in settings."""
     try:
         with _socket(listen) as probe:
@@ -159,10 +170,14 @@ def _choose_port(store: Path, listen: str, port: int | None) -> int:
             msg = f"port {port} on {listen} is taken; stop what uses it, or choose another with --port"
             raise BusUnavailable(msg)
         return port
+    candidates = (DEFAULT_PORT,) if earlier is None else (earlier, DEFAULT_PORT)
+    return next((port for port in candidates if _is_free(listen, port)), any_free)
+
+
+def _earlier_port(store: Path) -> int | None:
     remembered = store / "port"
-    earlier = remembered.read_text(encoding="ascii").strip() if remembered.is_file() else ""
-    candidates = [int(earlier)] if earlier.isdigit() and 0 < int(earlier) < 65536 else []  # noqa: PLR2004 -- TCP ports
-    return next((port for port in (*candidates, DEFAULT_PORT) if _is_free(listen, port)), any_free)
+    text = remembered.read_text(encoding="ascii").strip() if remembered.is_file() else ""
+    return int(text) if text.isdigit() and 0 < int(text) < 65536 else None  # noqa: PLR2004 -- TCP ports
 
 
 def _remember_port(store: Path, port: int) -> None:

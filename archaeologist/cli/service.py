@@ -37,7 +37,9 @@ def web(
 
 
 def up(
-    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Default: 4222 if it is free.")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=1, max=65535, help="Default: last time's, else 4222, else a free one.")
+    ] = None,
     listen: Annotated[
         str, typer.Option("--listen", help="Address for a trainer elsewhere; a token is made.", metavar="ADDRESS")
     ] = "127.0.0.1",
@@ -112,9 +114,10 @@ async def _up(settings: "Settings", *, port: int | None, listen: str, web_port: 
         async with connected(ours.bus, name="archaeologist up") as bus:
             await ensure(bus, ours)
         typer.echo(banner(root=ours.root_path, url=server.url, trainer_url=server.url_at(outer_host(listen))))
-        if port is None and server.port != DEFAULT_PORT:
-            typer.echo(f"port {DEFAULT_PORT} was taken when this store was first used; the server keeps {server.port}")
-        listener, token = listen_for_web(ours.web, is_port_free_to_choose=web_port is None), token_for(ours)
+        if port is None and (said := port_line(server.port, earlier=server.earlier_port)):
+            typer.echo(said)
+        listener = listen_for_web(ours.web, is_port_free_to_choose=web_port is None, setting="--web-port or web.port")
+        token = token_for(ours)
         typer.echo(web_lines(address_of(listener), token=token))
         await _serve(ours, server, store, web=(listener, token))
     finally:
@@ -170,6 +173,22 @@ def banner(*, root: Path, url: str, trainer_url: str) -> str:
             "stop      Ctrl-C",
         )
     )
+
+
+def port_line(port: int, *, earlier: int | None) -> str | None:
+    """Why a server whose port nobody chose has this one; None where it has the one that everybody expects.
+
+    Args:
+        port: That it has, and keeps from now on.
+        earlier: That its store had before.
+    """
+    if port == DEFAULT_PORT and earlier in {None, port}:
+        return None
+    if port == earlier:
+        return f"the server keeps port {port}, which this store had before; --port {DEFAULT_PORT} changes it"
+    if earlier is None:
+        return f"port {DEFAULT_PORT} is taken; the server has {port} and keeps it"
+    return f"port {earlier}, which this store had before, is taken; the server has {port} and keeps it"
 
 
 def outer_host(listen: str) -> str:

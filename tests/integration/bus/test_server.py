@@ -61,7 +61,8 @@ async def test_what_was_stored_is_there_after_a_stop_and_a_start_on_the_same_por
             await ensure(bus, settings)
             await publish(bus, subjects.ANALYSIS_REQUESTED, b"{}", message_id="one")
     async with _running(tmp_path / "bus", port=None) as again:
-        assert again.port == server.port
+        assert again.port == again.earlier_port == server.port
+        assert server.earlier_port is None
         async with connected(settings.bus, name="test") as bus:
             assert (await bus.jetstream.stream_info(subjects.REQUESTS)).state.messages == 1
 
