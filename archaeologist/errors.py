@@ -464,3 +464,9 @@ class InternalError(PermanentError):
     """A defect of ours."""
 
     code = "internal_error"
+
+
+def known_codes() -> tuple[str, ...]:
+    """Every code there is, sorted."""
+    classes = (found for found in globals().values() if isinstance(found, type))
+    return tuple(sorted({found.code for found in classes if issubclass(found, ArchaeologistError)}))

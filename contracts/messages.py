@@ -107,6 +107,8 @@ class AnalysisRequested(Struct, frozen=True, kw_only=True):
     request_id: RequestIdText | None = None
     model_ref: Annotated[str, Meta(max_length=256)] | None = None
     output_path: PathText | None = None
+    """Where the artifact goes instead of the campaign's folder: a folder for ``layer_stats``, a file for
+    ``layer_drift``; absolute, or relative to the root."""
 
     checkpoint_path: PathText | None = None
     checkpoint_step: Step | None = None

@@ -31,19 +31,29 @@ def is_numbered(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
+def step_in_name(path: Path) -> int | None:
+    """The step in the folder's name ``checkpoint-{step}``; None where it has none. The path need not be there."""
+    match = _NAME.fullmatch(_folder_of(path).name)
+    return int(match[1]) if match else None
+
+
 def step_of(path: Path) -> int | None:
     """The step: the folder's name ``checkpoint-{step}``, else ``global_step`` of trainer_state.json, else None.
 
     Args:
         path: The checkpoint's folder, or a weight file in it.
     """
-    is_file = path.suffix in WEIGHT_SUFFIXES and not os.path.isdir(path)  # noqa: PTH112 -- Path.is_dir may raise
-    folder = path.parent if is_file else path
-    if match := _NAME.fullmatch(folder.name):
-        return int(match[1])
+    named = step_in_name(path)
+    if named is not None:
+        return named
     try:
-        state = read_bounded(folder / TRAINER_STATE, MAX_TRAINER_STATE_BYTES)
+        state = read_bounded(_folder_of(path) / TRAINER_STATE, MAX_TRAINER_STATE_BYTES)
         return _state.decode(state).global_step
     except (OSError, ValueError, RecursionError):
         # Not there, not readable, not a trainer's: the caller asks for the step to be named.
         return None
+
+
+def _folder_of(path: Path) -> Path:
+    is_file = path.suffix in WEIGHT_SUFFIXES and not os.path.isdir(path)  # noqa: PTH112 -- Path.is_dir may raise
+    return path.parent if is_file else path

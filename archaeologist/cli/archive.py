@@ -39,7 +39,7 @@ def archive(
         console.print_json([{**asdict(report), "dry_run": is_trial} for report in reports])
     else:
         for report in reports:
-            console.output().print(console.printable(_sentence(report, is_trial=is_trial)))
+            console.print_text(_sentence(report, is_trial=is_trial))
     if failed := sum(report.error is not None for report in reports):
         msg = f"{failed} of {len(reports)} campaigns not archived to the end; the lines above say why"
         raise PermanentError(msg)

@@ -30,7 +30,7 @@ def ensure(as_json: AsJson = False, config: Config = None, nats_url: NatsUrl = N
         console.print_json([change._asdict() for change in changes])
         return
     for change in changes:
-        console.output().print(f"{change.action:10} {change.kind:9} {change.name}")
+        console.print_text(f"{change.action:10} {change.kind:9} {change.name}")
 
 
 @app.command()
@@ -48,7 +48,7 @@ def keys(
         return
     rows = [*((key.action, key.role, key.path) for key in made), ("written", "the server", folder / SERVER_FILE)]
     for action, role, path in rows:
-        console.output().print(f"{action:10} {role:11} {console.printable(path)}", soft_wrap=True)
+        console.print_text(f"{action:10} {role:11} {path}")
 
 
 async def _ensure(settings: "Settings") -> "list[Change]":

@@ -56,6 +56,11 @@ def printable(text: object) -> str:
     return "".join(character if character.isprintable() else " " for character in str(text))
 
 
+def print_text(text: object) -> None:
+    """A line on standard output, however long: a path or an id that wraps cannot be copied or searched for."""
+    output().print(printable(text), soft_wrap=True)
+
+
 def print_json(value: Any) -> None:
     """A value as indented JSON on standard output."""
     sys.stdout.write(escaped_json(msgspec.json.format(msgspec.json.encode(value), indent=2).decode()) + "\n")

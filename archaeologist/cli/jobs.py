@@ -4,7 +4,7 @@ import asyncio
 import getpass
 import socket
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -32,7 +32,10 @@ def list_jobs(
 ) -> None:
     """Lists jobs, the newest last."""
     from archaeologist.cli import console
+    from archaeologist.cli.request import one_of
+    from contracts.records import JobState
 
+    one_of("--state", state, get_args(JobState))
     records = asyncio.run(_all(read_settings(config=config, nats_url=nats_url)))
     chosen = newest(records, state=state, campaign=campaign, limit=limit)
     if as_json:
@@ -53,18 +56,18 @@ def show(
 ) -> None:
     """Shows all that is known of one job; on its worker's machine also where its process's last words lie."""
     from archaeologist.cli import console
+    from archaeologist.daemon.control import unknown
     from archaeologist.errors import JobUnknown
 
     settings = read_settings(config=config, root=root, nats_url=nats_url)
     request, job = asyncio.run(_find(settings, identifier))
     if request is None and job is None:
-        msg = f"job {identifier!r} is not known; `archaeologist jobs list` shows those that are"
-        raise JobUnknown(msg)
+        raise JobUnknown(unknown(identifier, listing="`archaeologist jobs list`"))
     if as_json:
         console.print_json({"request": request, "job": job})
         return
     for name, value in (*_request_facts(request), *_job_facts(job), *_printed(settings, job)):
-        console.output().print(f"{name:16}{console.printable(value)}", soft_wrap=True)
+        console.print_text(f"{name:16}{value}")
 
 
 @app.command()
@@ -76,7 +79,7 @@ def cancel(identifier: Identifier, as_json: AsJson = False, config: Config = Non
     if as_json:
         console.print_json(record)
     else:
-        console.output().print(console.printable(cancellation(record)))
+        console.print_text(cancellation(record))
 
 
 Code = Annotated[str | None, typer.Option("--code", help="Only those with this error code.")]
@@ -92,7 +95,10 @@ def dead(
 ) -> None:
     """Lists the dead letters: messages that were refused and jobs that failed, the newest last."""
     from archaeologist.cli import console
+    from archaeologist.cli.request import one_of
+    from archaeologist.errors import known_codes
 
+    one_of("--code", code, known_codes())
     found = asyncio.run(_letters(read_settings(config=config, nats_url=nats_url), code))[-limit:]
     if as_json:
         console.print_json(found)
@@ -117,8 +123,10 @@ def requeue(
 ) -> None:
     """Asks again for what failed: a failed job runs anew, a refused message is sent as it came. Twice is once."""
     from archaeologist.cli import console
-    from archaeologist.errors import UsageError
+    from archaeologist.cli.request import one_of
+    from archaeologist.errors import UsageError, known_codes
 
+    one_of("--code", code, known_codes())
     if bool(identifiers) == (every or code is not None):
         msg = (
             "name dead letters or jobs, or else give --all or --code CODE; `archaeologist jobs dead` lists the letters"
@@ -130,7 +138,7 @@ def requeue(
         console.print_json(done)
         return
     for one in done:
-        console.output().print(console.printable(requeueing(one)), soft_wrap=True)
+        console.print_text(requeueing(one))
     if not done:
         console.notices().print("no dead letter")
 

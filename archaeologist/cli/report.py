@@ -42,7 +42,7 @@ def report(
     with whole_file(path) as temporary:
         temporary.write_bytes(content)
     for finding in found.findings:
-        console.output().print(console.word(finding.severity), console.printable(finding.text))
+        console.output().print(console.word(finding.severity), console.printable(finding.text), soft_wrap=True)
     console.notices().print(f"written: {path}")
     if browser is not None:
         image = path.with_suffix(".png")

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, get_args
@@ -22,6 +24,9 @@ LOOK_SECONDS: Final = 0.3
 PATIENCE_SECONDS: Final = 60.0
 """How long a wait bears a bus that is away."""
 HINT_SECONDS: Final = 10.0
+
+_STEP: Final = re.compile(r"[0-9]{1,16}")
+"""Not ``isdigit``, which takes digits that ``int`` does not. Intake says which are too large."""
 
 Fields = dict[str, Any]
 
@@ -50,7 +55,10 @@ def request(
     *,
     hero: Annotated[str | None, typer.Option("--hero", help="Default: from a path campaigns/HERO/CAMPAIGN/….")] = None,
     campaign: Annotated[str | None, typer.Option("--campaign", help="Default: as with --hero.")] = None,
-    step: Annotated[int | None, typer.Option("--step", min=0, help="The campaign's checkpoint of this step.")] = None,
+    step: Annotated[
+        int | None,
+        typer.Option("--step", min=0, help="The campaign's checkpoint of this step; or that of a path without one."),
+    ] = None,
     steps: Annotated[
         str | None,
         typer.Option("--steps", help="Backfill: every Nth existing checkpoint from A to B.", metavar="A:B:N"),
@@ -78,12 +86,14 @@ def request(
     from contracts import subjects
 
     settings = read_settings(config=config, root=root, nats_url=nats_url)
+    is_drift = base is not None or target is not None
+    if is_drift:
+        refuse_beside_sides(checkpoint, step=step, steps=steps)
     folder = campaign_of(hero, campaign, path=checkpoint or target, root=settings.root_path)
     common: Fields = {
         "hero_id": folder.hero_id,
         "campaign_id": folder.campaign_id,
-        "job_type": one_of("--type", job_type, subjects.JOB_TYPES)
-        or ("layer_drift" if base is not None or target is not None else "layer_stats"),
+        "job_type": one_of("--type", job_type, subjects.JOB_TYPES) or ("layer_drift" if is_drift else "layer_stats"),
         "priority": one_of("--priority", priority, subjects.PRIORITIES),
         "force": force or None,
         "compute_activations": None if activations else False,
@@ -93,7 +103,7 @@ def request(
         **side_fields("base_checkpoint", base),
         **side_fields("target_checkpoint", target),
     }
-    asked = what_is_asked(checkpoint, step=step, steps=steps, checkpoints=folder.checkpoints)
+    asked = [{}] if is_drift else what_is_asked(checkpoint, step=step, steps=steps, checkpoints=folder.checkpoints)
     bodies = messages(common, asked)
     endings = asyncio.run(_ask(bodies, settings, wait=wait, as_json=as_json))
     if wait and not all(ending.is_good for ending in endings):
@@ -128,13 +138,22 @@ def what_is_asked(checkpoint: str | None, *, step: int | None, steps: str | None
     """One dict of fields for each request.
 
     Raises:
-        UsageError: More than one of the ways to name a checkpoint, or a range with nothing in it.
+        UsageError: More than one of the ways to name a checkpoint, a path with another step in its folder's name, or
+            a range with nothing in it.
     """
+    from archaeologist.checkpoints.steps import step_in_name
     from archaeologist.cli.steps import existing_steps, parse, select
     from archaeologist.errors import UsageError
 
     if steps is None:
-        return [{**side_fields("checkpoint", checkpoint), **({} if step is None else {"checkpoint_step": step})}]
+        fields = side_fields("checkpoint", checkpoint)
+        named = fields.get("checkpoint_step", step_in_name(Path(fields.get("checkpoint_path", ""))))
+        if step is None:
+            return [fields]
+        if named not in {None, step}:
+            msg = f"--step {step} contradicts {checkpoint!r}, which says step {named}; leave one of them out"
+            raise UsageError(msg)
+        return [{**fields, "checkpoint_step": step}]
     if checkpoint is not None or step is not None:
         msg = "--steps names the checkpoints itself; leave the path and --step out"
         raise UsageError(msg)
@@ -146,6 +165,19 @@ def what_is_asked(checkpoint: str | None, *, step: int | None, steps: str | None
         msg = f"--steps {steps!r}: no checkpoint with such a step in {str(checkpoints)!r}, {there}"
         raise UsageError(msg)
     return [{"checkpoint_step": number} for number in chosen]
+
+
+def refuse_beside_sides(checkpoint: str | None, *, step: int | None, steps: str | None) -> None:
+    """Nothing, where ``--base`` and ``--target`` alone name checkpoints.
+
+    Raises:
+        UsageError: Something else names one too.
+    """
+    from archaeologist.errors import UsageError
+
+    if checkpoint is not None or step is not None or steps is not None:
+        msg = "--base and --target name both checkpoints of a layer_drift; leave the path, --step and --steps out"
+        raise UsageError(msg)
 
 
 def one_of(option: str, value: str | None, known: Sequence[str]) -> str | None:
@@ -170,11 +202,12 @@ def side_fields(prefix: str, value: str | None, *, policies: bool = False) -> Fi
         return {}
     if policies and value in get_args(ReferencePolicy):
         return {"reference": value}
-    if value.isdigit():
+    if _STEP.fullmatch(value):
         return {f"{prefix}_step": int(value)}
     # What exists from here is meant from here; the rest is for the daemon to find, which may be on another machine.
     path = Path(value).expanduser()
-    return {f"{prefix}_path": str(path.absolute()) if path.exists() else value}
+    is_there = os.path.exists(path)  # noqa: PTH110 -- Path.exists raises where a name is too long
+    return {f"{prefix}_path": str(path.absolute()) if is_there else value}
 
 
 def messages(common: Fields, asked: Sequence[Fields]) -> dict[str, bytes]:
@@ -253,7 +286,7 @@ async def _follow(bus: "Bus", request_id: str, *, as_json: bool) -> Ending:
             ending = await _until_end(bus, request_id)
         finally:
             await tasks.end(watching)
-    _tell(ending, as_json=as_json)
+    tell(ending, as_json=as_json)
     return ending
 
 
@@ -276,7 +309,10 @@ async def _until_end(bus: "Bus", request_id: str) -> Ending:
             if ending := ending_of(request_id, request, job):
                 return ending
             if request is None and not is_hinted and heard - started > HINT_SECONDS:
-                _notice("nobody has taken the request yet; is `archaeologist daemon` (or `up`) running?")
+                _notice(
+                    "no job yet: no `archaeologist daemon` (or `up`) runs, or it waits until the checkpoint is whole"
+                    " (readiness.wait_seconds at most)"
+                )
                 is_hinted = True
         await asyncio.sleep(LOOK_SECONDS)
 
@@ -310,7 +346,8 @@ def _print_id(request_id: str, *, as_json: bool) -> None:
         typer.echo(request_id)
 
 
-def _tell(ending: Ending, *, as_json: bool) -> None:
+def tell(ending: Ending, *, as_json: bool) -> None:
+    """Prints how a request ended: a result on standard output, what went wrong on standard error."""
     from archaeologist.cli import console
 
     if as_json:
@@ -322,7 +359,7 @@ def _tell(ending: Ending, *, as_json: bool) -> None:
         _notice(f"error: {ending.state}: request {ending.request_id} ended without an artifact")
     else:
         layer = f", most changed {ending.most_changed_layer}" if ending.most_changed_layer else ""
-        console.output().print(console.printable(f"done{layer}: {ending.artifact_path}"))
+        console.print_text(f"done{layer}: {ending.artifact_path}")
 
 
 def _notice(text: str) -> None:

@@ -30,5 +30,5 @@ def restore_block(
     count, size = len(done.tensors), done.bytes / 1e6
     names = ", ".join(done.blocks)
     noun = "tensor" if count == 1 else "tensors"
-    console.output().print(console.printable(f"{names}: {count} {noun} ({size:.1f} MB) from {done.reference}"))
+    console.print_text(f"{names}: {count} {noun} ({size:.1f} MB) from {done.reference}")
     console.notices().print(console.printable(f"written: {output}"))

@@ -29,7 +29,7 @@ def summarize(
         console.print_json(rows)
     else:
         for row in rows:
-            console.output().print(console.printable(_sentence(row)))
+            console.print_text(_sentence(row))
     if failures:
         first, error = failures[0]
         msg = f"{len(failures)} of {len(rows)} campaigns not summarized, first {first}: {error}"

@@ -5,6 +5,7 @@ record in the bucket decides what there is; the queue's message is only a token 
 """
 
 import asyncio
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -21,7 +22,6 @@ from archaeologist.daemon.budgets import PinBudget
 from archaeologist.daemon.lifecycle import stamp
 from archaeologist.errors import ArchaeologistError, CheckpointMissing, PermanentError, QueueFull, ReferenceUnavailable
 from archaeologist.jobs import job_key
-from archaeologist.paths import resolve_under
 from archaeologist.probes.sets import digest
 from archaeologist.settings import PolicySettings, Settings
 from contracts import subjects
@@ -131,7 +131,7 @@ class Admission:
             options=options,
             created_at=stamp(datetime.now(UTC)),
             request=received if isinstance(received, dict) else {},
-            notes=(*target.notes, *chosen.notes),
+            notes=(*target.notes, *chosen.notes, *_contradictions(request)),
         )
 
     def _locate(self, folder: CampaignFolder, path: str | None, step: int | None) -> locating.Located:
@@ -146,9 +146,7 @@ class Admission:
         metrics: tuple[DriftMetric, ...] = tuple(sorted(set(request.metrics or ("l2", "cosine"))))
         output = request.output_path
         if output is not None:
-            output = str(
-                resolve_under(Path(locating.mapped(output, self._settings.paths)), self._settings.allowed_roots)
-            )
+            output = str(locating.output_place(self._settings, output))
         is_drift = request.job_type == "layer_drift"
         wants_activations = request.compute_activations and not is_drift
         activations = self._settings.activations
@@ -396,6 +394,14 @@ def _readable(job: Job) -> Job:
         return replace(side, read_path=side.path) if is_gone else side
 
     return replace(job, target=there(job.target), reference=there(job.reference) if job.reference else None)
+
+
+def _contradictions(request: AnalysisRequested) -> Iterator[str]:
+    """Steps that a request gives to folders whose names have others."""
+    is_drift = request.job_type == "layer_drift"
+    for side in ("base_checkpoint", "target_checkpoint") if is_drift else ("checkpoint", "reference_checkpoint"):
+        if said := locating.contradiction(getattr(request, f"{side}_path"), getattr(request, f"{side}_step")):
+            yield said
 
 
 def _takes_remembered(request: AnalysisRequested) -> bool:

@@ -24,6 +24,20 @@ async def find(bus: Bus, identifier: str) -> tuple[RequestRecord | None, JobReco
     return (request.value if request else None, job.value if job else None)
 
 
+def unknown(identifier: str, *, listing: str) -> str:
+    """What to say of an id behind which there is no job.
+
+    Args:
+        identifier: As it was given; cut where it is too long to be one.
+        listing: What shows the jobs, in the words of whoever is asked.
+    """
+    return (
+        f"no job is known by {identifier[:128]!r}; {listing} shows those that are; a request has none until a daemon"
+        " takes it and its checkpoint is whole (readiness.wait_seconds at most), and sending it again with the same id"
+        " does no harm"
+    )
+
+
 async def workers(bus: Bus) -> list[WorkerRecord]:
     """Every worker that was heard of within a day, by name, the oldest first."""
     found = (await Books.on(bus, deadline_seconds=DEADLINE_SECONDS).workers.all()).values()
@@ -38,8 +52,7 @@ async def cancel(bus: Bus, identifier: str, *, by: str) -> JobRecord:
     """
     _, found = await find(bus, identifier)
     if found is None:
-        msg = f"job {identifier!r} is not known; `archaeologist jobs list` shows those that are"
-        raise JobUnknown(msg)
+        raise JobUnknown(unknown(identifier, listing="`archaeologist jobs list`"))
     memory, now = Books.on(bus, deadline_seconds=DEADLINE_SECONDS), datetime.now(UTC)
     key = found.job.job_key
     record = await memory.jobs.change(

@@ -16,7 +16,7 @@ from archaeologist.checkpoints.bases import find_base
 from archaeologist.checkpoints.fingerprint import fingerprint
 from archaeologist.checkpoints.index import CheckpointIndex, read_index
 from archaeologist.checkpoints.pins import pin, pin_name, renew
-from archaeologist.checkpoints.steps import step_of
+from archaeologist.checkpoints.steps import step_in_name, step_of
 from archaeologist.errors import CheckpointMissing, PathOutsideRoot, PinImpossible, StepUnknown
 from archaeologist.paths import resolve_under
 from archaeologist.settings import PathMapping, Settings
@@ -50,6 +50,23 @@ def resolve(settings: Settings, folder: CampaignFolder, *, path: str | None, ste
         )
         raise StepUnknown(msg)
     return found, known
+
+
+def contradiction(path: str | None, step: int | None) -> str | None:
+    """What to say where a step was sent with a path whose folder's name has another: the step that was sent counts."""
+    named = step_in_name(Path(path)) if path is not None and step is not None else None
+    if named in {None, step}:
+        return None
+    return f"analysed as step {step}, as it was sent, although the folder's name says {named}: {path}"
+
+
+def output_place(settings: Settings, path: str) -> Path:
+    """Where a request's ``output_path`` leads, which is relative to the root.
+
+    Raises:
+        PathOutsideRoot: Out of the allowed roots.
+    """
+    return resolve_under(Path(mapped(path, settings.paths)), settings.allowed_roots)
 
 
 def mapped(path: str, mappings: tuple[PathMapping, ...]) -> str:

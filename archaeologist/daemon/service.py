@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 import structlog
 
 from archaeologist import metrics, tasks
+from archaeologist.artifacts.paths import CAMPAIGNS
 from archaeologist.bus.connection import Bus, connected, subscribe_core
 from archaeologist.bus.consumer import consume
 from archaeologist.bus.topology import ensure
@@ -108,6 +109,11 @@ async def _serve(bus: Bus, settings: Settings, stop: asyncio.Event, *, pulse: Pu
             group.create_task(duty).add_done_callback(lambda _: stop.set())
         notify("READY=1")
         await log.ainfo("ready", worker=settings.worker.name, root=str(settings.root_path))
+        if not await asyncio.to_thread(os.path.isdir, settings.root_path / CAMPAIGNS):
+            await log.awarning(
+                f"no {CAMPAIGNS} folder under the root yet; if it lies elsewhere, start with another root",
+                root=str(settings.root_path),
+            )
 
 
 async def _ensure(bus: Bus, settings: Settings, stop: asyncio.Event) -> None:

@@ -21,7 +21,7 @@ from archaeologist.bus.records import KEY
 from archaeologist.daemon import control
 from archaeologist.daemon.books import Books
 from archaeologist.daemon.decoding import decode, digest_of, flattened, id_reused, json_object
-from archaeologist.daemon.locating import mapped
+from archaeologist.daemon.locating import mapped, output_place
 from archaeologist.daemon.pulse import QueueGauge
 from archaeologist.errors import (
     ArchaeologistError,
@@ -62,7 +62,6 @@ PATHS: Final = (
     "reference_checkpoint_path",
     "base_checkpoint_path",
     "target_checkpoint_path",
-    "output_path",
 )
 
 JobLimit = Annotated[int, QueryParameter(ge=1, le=PAGE, description="Most entries in one reply.")]
@@ -208,7 +207,10 @@ async def cancel_job(
 ) -> Response[Answer]:
     """Takes a job back: a waiting one at once, a running one by stopping it."""
     by = f"http:{request.client.host if request.client else 'unknown'}"
-    record = await control.cancel(desk.link.bus(), _identifier(job_id), by=by)
+    try:
+        record = await control.cancel(desk.link.bus(), _identifier(job_id), by=by)
+    except JobUnknown as error:
+        raise _unknown(job_id) from error
     return Response(_cancellation(job_id, record), headers=UNCACHED)
 
 
@@ -264,7 +266,8 @@ def _checked(body: bytes, settings: Settings) -> tuple[str, bytes]:
         PermanentError: Intake would refuse it.
     """
     fields = _with_hero(flattened(json_object(body)), settings)
-    request_id = fields.get("request_id") or new_ulid()
+    given = fields.get("request_id")
+    request_id = new_ulid() if given is None else given
     # Sorted: the same fields in another order are the same request.
     outgoing = msgspec.json.encode({**fields, "request_id": request_id}, order="sorted")
     message = decode(subjects.ANALYSIS_REQUESTED, outgoing)
@@ -273,6 +276,8 @@ def _checked(body: bytes, settings: Settings) -> tuple[str, bytes]:
     for name in PATHS:
         if (path := getattr(message, name)) is not None:
             resolve_under(folder.checkpoints / mapped(path, settings.paths), settings.allowed_roots)
+    if message.output_path is not None:
+        output_place(settings, message.output_path)
     return request_id, outgoing
 
 
@@ -308,7 +313,7 @@ def _told(request_id: str, request: RequestRecord | None, job: JobRecord | None)
         return _refused(request.error, job_id=request_id)
     status = job.state if job is not None else _request_status(request)
     words = {
-        "received": "the request is on the bus; a daemon that runs takes it",
+        "received": "the request is on the bus; a daemon that runs takes it, once its checkpoint is whole",
         "queued": "the job is queued",
         "done": "the same job is done already; send force: true to run it again",
         "failed": "the same job has failed; GET /api/jobs/{id} says why",
@@ -364,4 +369,4 @@ def _identifier(job_id: str) -> str:
 
 
 def _unknown(job_id: str) -> JobUnknown:
-    return JobUnknown(f"job {job_id[:100]!r} is not known; GET /api/jobs lists those that are")
+    return JobUnknown(control.unknown(job_id, listing="GET /api/jobs"))

@@ -29,6 +29,7 @@ from tests.fixtures.waiting import until
 from tests.integration.daemon.house import queue_job
 
 STEPS = (100, 200, 300)
+WHOSE = ("--hero", "h", "--campaign", "c")
 BUS_CHECKS = {"bus", "streams", "clock", "pins"}
 
 
@@ -176,6 +177,10 @@ async def test_output_replaces_no_file_that_is_not_an_artifact(root: Path) -> No
         (("request", "--step", "1"), 2, "error: usage: hero and campaign are unknown"),
         (("request", "--hero", "h", "--campaign", "c", "--steps", "9:1:1"), 2, "error: usage: --steps '9:1:1'"),
         (("log", "--since", "soon"), 2, "error: usage: --since 'soon'"),
+        (("request", "/x/checkpoint-300", "--step", "500", *WHOSE), 2, "error: usage: --step 500 contradicts "),
+        (("request", "--base", "1", "--target", "2", "--step", "3", *WHOSE), 2, "error: usage: --base and --target"),
+        (("jobs", "list", "--state", "nope"), 2, "error: usage: --state 'nope' is not known; use one of: queued, "),
+        (("jobs", "dead", "--code", "nope"), 2, "error: usage: --code 'nope' is not known; use one of: adapter_"),
         (("jobs", "requeue"), 2, "error: usage: name dead letters or jobs"),
         (("jobs", "requeue", "7", "--all"), 2, "error: usage: name dead letters or jobs"),
     ],
@@ -446,3 +451,20 @@ async def test_up_on_a_port_that_is_taken_says_so(root: Path, url: str) -> None:
     done = await cli("up", "--port", port, env=environment(root))
     assert done.code == 1
     assert done.err.startswith(f"error: bus_unavailable: port {port} ")
+
+
+async def test_up_on_a_web_port_that_is_taken_names_the_option_that_changes_it(root: Path, url: str) -> None:
+    port = url.rpartition(":")[2]
+    done = await cli("up", "--port", str(free_port()), "--web-port", port, env=environment(root))
+    assert done.code == 1
+    assert done.err.startswith(f"error: listen_impossible: nothing can listen on '127.0.0.1', port {port}")
+    assert done.err.endswith("choose another with --web-port or web.port\n")
+
+
+async def test_a_root_without_campaigns_is_told_once(tmp_path: Path, url: str) -> None:
+    async with Daemon(root=tmp_path / "typo", url=url) as daemon:
+        await until(lambda: '"ready"' in daemon.log(), seconds=30)
+        await until(lambda: "no campaigns folder under the root yet" in daemon.log(), seconds=5)
+        assert await daemon.stop() == 0
+    (line,) = [line for line in daemon.log().splitlines() if "no campaigns folder" in line]
+    assert str(tmp_path / "typo") in line

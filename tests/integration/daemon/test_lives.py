@@ -175,6 +175,24 @@ async def test_a_repeated_announcement_is_no_second_job_although_the_policy_now_
     assert first.job.job_key == third.job.job_key
 
 
+async def test_a_step_that_contradicts_the_folder_s_name_counts_and_is_told(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_quick_children(monkeypatch)
+    path = str(house.save(300))
+    async with house.daemon():
+        await house.request("R", checkpoint_path=path, checkpoint_step=500)
+        _, job = await house.until_ended("R")
+        await house.request("S", checkpoint_path=path, checkpoint_step=300)
+        _, same = await house.until_ended("S")
+    assert job is not None
+    assert same is not None
+    assert job.job.target.step == 500
+    told = [note for note in job.job.notes if "analysed as step 500" in note]
+    assert told == [f"analysed as step 500, as it was sent, although the folder's name says 300: {path}"]
+    assert not [note for note in same.job.notes if "as it was sent" in note]
+
+
 async def test_an_overwritten_checkpoint_is_another_job_and_the_older_artifact_is_kept(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,6 +202,33 @@ async def test_an_unknown_job_is_404(api: httpx.AsyncClient, method: str) -> Non
         reply = await api.request(method, f"/api/jobs/{job_id}")
         assert reply.status_code in {404, 405}, (job_id, reply.text)
         assert reply.json()["code"] in {"job_unknown", "route_missing"}
+        assert "archaeologist jobs" not in reply.json()["error"], "the web's own words"
+
+
+async def test_a_request_without_a_job_yet_is_told_as_such(house: House, api: httpx.AsyncClient) -> None:
+    answer = await ask(api, checkpoint_step=100)
+    reply = await api.delete(f"/api/jobs/{answer['job_id']}")
+    assert reply.status_code == 404
+    assert "until a daemon takes it and its checkpoint is whole (readiness.wait_seconds at most)" in reply.text
+    assert len(await published(house)) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [({"request_id": ""}, "message_invalid"), ({"output_path": "../outside"}, "path_outside_root")],
+)
+async def test_what_the_bus_refuses_is_refused_here_already(
+    house: House, api: httpx.AsyncClient, fields: dict[str, str], code: str
+) -> None:
+    answer = await ask(api, checkpoint_step=100, **fields)
+    assert (answer["accepted"], answer["code"]) == (False, code)
+    assert await published(house) == []
+
+
+async def test_an_output_path_is_relative_to_the_root(house: House, api: httpx.AsyncClient) -> None:
+    inside = house.folder.root.name
+    answer = await ask(api, checkpoint_step=100, output_path=f"../{inside}/elsewhere")
+    assert answer["accepted"] is True, "above the root and back into it"
 
 
 async def test_jobs_are_listed_newest_first_page_by_page(

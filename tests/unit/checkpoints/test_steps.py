@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from archaeologist.checkpoints.steps import step_of
+from archaeologist.checkpoints.steps import step_in_name, step_of
 
 
 @pytest.mark.parametrize(("name", "step"), [("checkpoint-0", 0), ("checkpoint-183000", 183000), ("checkpoint-007", 7)])
@@ -18,6 +18,11 @@ def test_the_name_goes_before_the_trainers_state(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "trainer_state.json").write_text('{"global_step": 7}')
     assert step_of(folder) == 5
+
+
+def test_a_name_says_a_step_wherever_the_path_leads() -> None:
+    assert step_in_name(Path("/elsewhere/checkpoint-300/model.safetensors")) == 300
+    assert step_in_name(Path("/elsewhere/best")) is None
 
 
 def test_the_trainers_state_says_it_where_the_name_does_not(tmp_path: Path) -> None:

@@ -7,7 +7,18 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from archaeologist.cli.request import Fields, campaign_of, ending_of, messages, one_of, side_fields, what_is_asked
+from archaeologist.cli.request import (
+    Ending,
+    Fields,
+    campaign_of,
+    ending_of,
+    messages,
+    one_of,
+    refuse_beside_sides,
+    side_fields,
+    tell,
+    what_is_asked,
+)
 from archaeologist.errors import UsageError
 from contracts.messages import AnalysisRequested, EventError, RequestId
 from contracts.records import JobRecord, RequestRecord, RequestState
@@ -65,6 +76,39 @@ def test_a_campaign_that_is_not_named_or_no_name_is_refused(
 )
 def test_a_reference_is_a_policy_a_step_or_a_path(value: str | None, expected: Fields) -> None:
     assert side_fields("reference_checkpoint", value, policies=True) == expected
+
+
+@pytest.mark.parametrize("value", ["²", "٣", "9" * 5000])
+def test_what_only_looks_like_a_step_is_a_path(value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert side_fields("reference_checkpoint", value, policies=True) == {"reference_checkpoint_path": value}
+
+
+@pytest.mark.parametrize(
+    "path", ["/c/checkpoint-300", "/c/checkpoint-300/", "/c/checkpoint-300/model.safetensors", "300"]
+)
+def test_a_step_that_contradicts_its_path_is_refused(path: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--step 500 contradicts .*, which says step 300"):
+        what_is_asked(path, step=500, steps=None, checkpoints=tmp_path)
+
+
+@pytest.mark.parametrize("path", ["/c/checkpoint-500", "/c/best", None])
+def test_a_path_without_a_step_or_with_the_same_may_be_given_it(path: str | None, tmp_path: Path) -> None:
+    (fields,) = what_is_asked(path, step=500, steps=None, checkpoints=tmp_path)
+    assert (fields["checkpoint_step"], fields.get("checkpoint_path")) == (500, path)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"checkpoint": "/c", "step": None, "steps": None},
+        {"checkpoint": None, "step": 0, "steps": None},
+        {"checkpoint": None, "step": None, "steps": "1:2"},
+    ],
+)
+def test_beside_base_and_target_nothing_else_names_a_checkpoint(named: Any) -> None:
+    with pytest.raises(UsageError, match="leave the path, --step and --steps out"):
+        refuse_beside_sides(**named)
 
 
 def test_a_relative_path_that_exists_here_is_sent_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +170,15 @@ def test_an_unknown_choice_is_refused_with_the_known_ones() -> None:
 
 
 # Its end.
+
+
+def test_the_artifact_s_path_is_told_in_one_piece(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    path = "/data/" + "a b/" * 100 + "ckpt-000100.layer_stats.json"
+    tell(Ending("R1", "done", artifact_path=path, most_changed_layer="model.layers.3"), as_json=False)
+    assert capsys.readouterr().out == f"done, most changed model.layers.3: {path}\n"
 
 
 def test_nothing_has_ended_before_the_records_say_so() -> None:
