@@ -777,6 +777,7 @@ class LayerStability(Struct, frozen=True, kw_only=True):
     changed_fraction: float | None = None
     """Median over the window's intervals in which it was measured."""
     intervals_below_resolution: int = 0
+    """Of those in which something changed."""
     intervals_measured: int = 0
     """Intervals of the window whose changed fraction was measured: their artifact has the one before as reference."""
 

@@ -220,8 +220,11 @@ def _is_mostly_rounding(tensors: Iterable[PairSums]) -> bool | None:
     known = [(sums.difference, below) for sums in tensors if (below := _is_below_resolution(sums)) is not None]
     if not known:
         return None
-    rounding = math.fsum(difference for difference, below in known if below)
-    return 2 * rounding >= math.fsum(difference for difference, _ in known)
+    total = math.fsum(difference for difference, _ in known)
+    if total == 0:
+        # Nothing moved, or nothing that did is finite.
+        return all(below for _, below in known)
+    return 2 * math.fsum(difference for difference, below in known if below) >= total
 
 
 def _ends(by_block: Mapping[str, float]) -> tuple[str | None, str | None]:

@@ -115,10 +115,12 @@ def _at_rest(path: Path) -> tuple[Kind, str] | None:
     measured = [share for share in path.changed if share is not None]
     if not any(path.lengths) and not any(measured):
         return "bit_frozen", f"no bit changed over {_intervals(count)}"
-    low = sum(flag is True for flag in path.below_resolution)
-    if measured and low >= LOW_SHARE * len(measured):
-        share = f"in the median {median(measured):.1%} of its values changed"
-        return "below_resolution", f"{low} of {_intervals(len(measured))} are below resolution: {share}"
+    # An interval in which nothing changed is exact.
+    moved = [(share, flag) for share, flag in zip(path.changed, path.below_resolution, strict=True) if share]
+    low = sum(flag is True for _, flag in moved)
+    if moved and low >= LOW_SHARE * len(moved):
+        share = f"in the median {median(share for share, _ in moved):.1%} of its values changed"
+        return "below_resolution", f"{low} of {_intervals(len(moved))} with a change are below resolution: {share}"
     newest, peak = path.rates[-SETTLED_INTERVALS:], max(path.rates, default=0.0)
     if len(newest) == SETTLED_INTERVALS and max(newest) < SETTLED_RATE * peak:
         return "settled", f"at most {max(newest) / peak:.1%} of its peak rate over {_intervals(SETTLED_INTERVALS)}"
@@ -129,16 +131,18 @@ def _moving(count: int, scaled: float | None, lag1: float | None) -> tuple[Kind,
     """The classes of direction."""
     if count < FEWEST:
         return "undetermined", f"{_intervals(count)}, at least {FEWEST} are needed to tell a direction"
-    if scaled is None or lag1 is None:
+    if scaled is None:
         return "undetermined", "no sketch at an end of the window, so its direction is not known"
-    numbers = f"{scaled:.2f} times as straight as a random walk over {_intervals(count)}, lag-1 cosine {lag1:.2f}"
+    turning = "no two neighbouring changes with a sketch" if lag1 is None else f"lag-1 cosine {lag1:.2f}"
+    numbers = f"{scaled:.2f} times as straight as a random walk over {_intervals(count)}, {turning}"
     if scaled > DIRECTED:
         return "directed", numbers
     if scaled >= THRASHING:
         return "diffusive", numbers
-    if lag1 < REVERSAL:
+    if lag1 is not None and lag1 < REVERSAL:
         return "thrashing", numbers
-    return "undetermined", f"it comes back, but not by turning round from one interval to the next: {numbers}"
+    how = "whether by turning round is not known" if lag1 is None else "but not by turning round each time"
+    return "undetermined", f"it comes back, {how}: {numbers}"
 
 
 def _intervals(count: int) -> str:

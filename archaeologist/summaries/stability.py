@@ -138,7 +138,7 @@ def _layer(
         latest_rate=rates[-1] if rates else None,
         peak_rate=max(rates, default=None),
         changed_fraction=float(np.median(measured)) if measured.size else None,
-        intervals_below_resolution=int((below == 1).sum()),
+        intervals_below_resolution=int(((below == 1) & (changed > 0)).sum()),
         intervals_measured=int(measured.size),
     )
 

@@ -145,6 +145,9 @@ def test_frozen_tensors_do_not_put_a_block_below_the_resolution() -> None:
     assert block_drift({"up_proj": frozen, "down_proj": rounded}, name="block").below_resolution is True
     assert block_drift({"up_proj": frozen}, name="block").below_resolution is True
     assert block_drift({"empty": PairSums()}, name="block").below_resolution is None
+    broken = PairSums(count=9, changed=9, nonfinite_pairs=9)
+    assert block_drift({"up_proj": broken}, name="block").below_resolution is False
+    assert block_drift({"up_proj": broken, "down_proj": frozen}, name="block").below_resolution is False
 
 
 def test_a_block_has_the_specifications_totals_and_its_own_as_one_vector() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from msgspec.structs import replace
 
 from archaeologist.statistics.drift import RESOLUTION_GATE
 from archaeologist.statistics.trajectory import FEWEST, WINDOW, Path, course, effective_intervals, straightness
@@ -120,6 +121,21 @@ def test_few_values_that_moved_farther_than_rounding_have_a_direction() -> None:
     assert course(path_of(straight, changed=[0.1] * 6, below_resolution=[False] * 6)).kind == "directed"
 
 
+def test_intervals_in_which_nothing_changed_are_no_rounding() -> None:
+    unfrozen = walked(np.concatenate([np.zeros((3, 3)), np.ones((6, 3))]))
+    assert course(path_of(unfrozen, changed=[0.0] * 3 + [1.0] * 6)).kind == "directed"
+    assert course(path_of(unfrozen, changed=[0.0] * 3 + [0.2] * 3 + [1.0] * 3)).kind == "below_resolution"
+
+
+def test_only_turning_round_needs_neighbouring_changes() -> None:
+    straight = path_of(walked(np.ones((6, 3))))
+    assert course(replace(straight, cosines=())).kind == "directed"
+    back = replace(straight, cosines=(), displacement=0.1)
+    assert course(back).kind == "undetermined"
+    assert "whether by turning round is not known" in course(back).reason
+    assert course(replace(back, cosines=(-0.9,))).kind == "thrashing"
+
+
 def test_settled_is_a_tenth_of_its_own_peak_three_times_running() -> None:
     points = walked(np.ones((6, 3)))
     assert course(path_of(points, rates=[1.0, 0.5, 0.2, 0.09, 0.09, 0.09])).kind == "settled"
@@ -129,7 +145,7 @@ def test_settled_is_a_tenth_of_its_own_peak_three_times_running() -> None:
 
 def test_without_a_sketch_there_is_no_direction() -> None:
     path = path_of(walked(np.ones((6, 3))))
-    lost = Path(lengths=path.lengths, changed=path.changed, rates=path.rates)
+    lost = replace(path, displacement=None, cosines=())
     assert course(lost).kind == "undetermined"
     assert "no sketch" in course(lost).reason
     assert course(Path()).kind == "undetermined"
