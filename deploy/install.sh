@@ -6,7 +6,8 @@
 #   --dry-run       says what it would do, and does nothing
 #   --destdir DIR   puts everything under DIR instead of /, for a package or a look; makes no users, asks no systemd
 #   --source WHAT   what pip installs: this checkout by default, or a wheel, or a requirement
-#   --root DIR      the folder that holds campaigns/ (default: /var/lib/archaeologist)
+#   --root DIR      the folder that holds campaigns/ (default: /var/lib/archaeologist); one that is there keeps its owner
+#                   and its mode
 #   --user NAME     who the services run as (default: archaeologist, which is made); the trainer's own user can pin
 #                   checkpoints without further rights
 #   --without-nats  where the bus is another machine's: neither server nor keys
@@ -14,6 +15,8 @@
 # Again and again: what is there stays. A settings file that you edited is never overwritten; where the new one differs
 # it is put beside it as FILE.new. Needs Python 3.11 or later (PYTHON=python3.12 names one), and root without --destdir.
 set -euo pipefail
+# The services' users read what is installed, whoever's umask this is; keys are narrowed below.
+umask 022
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=${PYTHON:-python3}
@@ -42,6 +45,7 @@ while (($#)); do
   shift
 done
 [[ $root == /* ]] || fail "--root $root: write it from / on" 2
+[[ $root != *[[:cntrl:]\"\'\\%\|\&]* ]] || fail "--root $root: no quotes, no control characters, none of \\ % | &: systemd reads them as its own" 2
 [[ $user =~ ^[a-z_][a-z0-9_-]*$ ]] || fail "--user $user is not a user's name" 2
 
 readonly program=/opt/archaeologist etc=/etc/archaeologist units=/etc/systemd/system bin=/usr/local/bin
@@ -57,6 +61,37 @@ step() { printf '%s\n' "$1"; }
 # Whose a file is; under --destdir everything is the caller's.
 own() {
   if [[ -z $destdir ]]; then run chown "$1" "$2"; fi
+}
+
+# A folder that the services write to. One that is there is somebody's, a trainer's mostly, and stays as it is.
+ours() {
+  if [[ -d $destdir$1 ]]; then
+    printf '  kept %s\n' "$1"
+  else
+    run install -d -m "$2" "$destdir$1"
+    own "$user:" "$destdir$1"
+  fi
+}
+
+# Whether the services' user may write to a folder; where nobody can tell, it may.
+may_write() {
+  if [[ $(id -un) == "$user" ]]; then
+    [[ -w $1 && -x $1 ]]
+  elif ((EUID == 0)) && getent passwd "$user" >/dev/null; then
+    runuser -u "$user" -- test -w "$1" -a -x "$1"
+  fi
+}
+
+# Says which folder of those that were there the services cannot write to, and what gives them the right.
+ask_for_rights() {
+  if [[ -n $destdir ]]; then return; fi
+  local folder
+  for folder in "$root" "$root/campaigns" "$root"/campaigns/*/ "$root"/campaigns/*/*/; do
+    if [[ ! -d $folder ]] || may_write "$folder"; then continue; fi
+    printf 'warning: %s cannot write to %s, which stays as it is. Run it as the trainer (--user), or give it the right:\n' "$user" "${folder%/}"
+    printf '  setfacl -R -m u:%s:rwX,d:u:%s:rwX %q\n' "$user" "$user" "$root"
+    return
+  done
 }
 
 # A file of ours that nobody edits.
@@ -93,9 +128,9 @@ fi
 
 step "Folders"
 run install -d -m 0755 "$destdir$program" "$destdir$etc" "$destdir$units" "$destdir$bin"
-run install -d -m 0750 "$destdir$root/campaigns"
-own "$user:" "$destdir$root"
-own "$user:" "$destdir$root/campaigns"
+ours "$root" 0755
+ours "$root/campaigns" 0750
+ask_for_rights
 
 step "Program"
 if [[ ! -x $venv/bin/python ]]; then run "$python" -m venv "$venv"; fi
@@ -136,7 +171,7 @@ for service in archaeologist-daemon archaeologist-web; do
     echo "User=$user"
     echo "Group=$(id -gn "$user" 2>/dev/null || echo "$user")"
     echo "WorkingDirectory=$root"
-    echo "ReadWritePaths=$root"
+    echo "ReadWritePaths=\"$root\""
   } >"$scratch/install.conf"
   put "$scratch/install.conf" "$units/$service.service.d/install.conf" 0644
 done

@@ -1,5 +1,8 @@
 """A server that runs on exactly ``deploy/nats-server.conf``, and each role's way to it."""
 
+import os
+import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +43,16 @@ class Guarded:
     def violations(self) -> list[str]:
         """What somebody tried that is not allowed, by the server's log."""
         return [line for line in self.server.log().splitlines() if "Violation" in line]
+
+
+def systemd_analyze(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Runs it. Without it the test is skipped; in CI, which installs it, it fails."""
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        reason = "systemd-analyze is not here: apt-get install systemd"
+        assert not os.environ.get("CI"), reason
+        pytest.skip(reason)
+    return subprocess.run([program, *map(str, arguments)], capture_output=True, check=False, text=True, timeout=60)
 
 
 def read_environment(path: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """``deploy/install.sh``, run for real into a folder, and the page that goes through it."""
 
+import getpass
 import os
 import re
 import shlex
@@ -17,10 +18,12 @@ import pytest
 from archaeologist.bus.keys import ROLES, inbox_prefix
 from archaeologist.bus.server import find_binary
 from archaeologist.cli.app import run
-from tests.integration.deploy.conftest import DEPLOY, read_environment
+from tests.integration.deploy.conftest import DEPLOY, read_environment, systemd_analyze
 
 REPOSITORY: Final = DEPLOY.parent
 SCRIPT: Final = DEPLOY / "install.sh"
+ROOT: Final = "/data/my runs"
+"""Where the campaigns lie; with a blank, as on a disk that somebody named."""
 PAGE: Final = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
 pytestmark = pytest.mark.timeout(300)
 
@@ -51,6 +54,7 @@ def install(*arguments: object, **environment: str) -> subprocess.CompletedProce
         check=False,
         text=True,
         timeout=110,
+        umask=0o077,
     )
 
 
@@ -72,7 +76,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
     """Everything, under a folder."""
     root = tmp_path_factory.mktemp("machine")
-    done = install("--destdir", root, "--source", wheel, "--root", "/data/runs")
+    done = install("--destdir", root, "--source", wheel, "--root", ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     yield Installed(root, done.stdout)
     shutil.rmtree(root)
@@ -94,8 +98,29 @@ def test_everything_is_in_its_place(installed: Installed) -> None:
     assert {f"etc/archaeologist/{name}" for name in settings | keys} <= found.keys()
     assert {f"etc/systemd/system/{unit.name}" for unit in (DEPLOY / "systemd").iterdir()} <= found.keys()
     assert "opt/archaeologist/share/docs/operations.md" in found
-    assert tomllib.loads(found["etc/archaeologist/archaeologist.toml"].decode())["root"] == "/data/runs"
-    assert b"ReadWritePaths=/data/runs\n" in found["etc/systemd/system/archaeologist-daemon.service.d/install.conf"]
+    assert tomllib.loads(found["etc/archaeologist/archaeologist.toml"].decode())["root"] == ROOT
+    assert (
+        b'ReadWritePaths="/data/my runs"\n' in found["etc/systemd/system/archaeologist-daemon.service.d/install.conf"]
+    )
+
+
+def test_systemd_reads_a_root_with_a_blank_as_one_path(installed: Installed, tmp_path: Path) -> None:
+    copy = tmp_path / "archaeologist-web.service"
+    copy.write_text("[Service]\nExecStart=/bin/sh\n")
+    there = installed.root / "etc/systemd/system" / f"{copy.name}.d"
+    shutil.copytree(there, tmp_path / there.name)
+    done = systemd_analyze("verify", "--man=no", copy)
+    assert (done.returncode, done.stderr) == (0, "")
+    dropin = tmp_path / there.name / "install.conf"
+    dropin.write_text(dropin.read_text().replace('"', ""))
+    assert "runs" in systemd_analyze("verify", "--man=no", copy).stderr
+
+
+def test_whoever_installs_the_services_users_read_it(installed: Installed) -> None:
+    # The script ran under umask 077.
+    places = [installed.root / name for name in ("opt", "etc/systemd", "usr")]
+    closed = [path for place in places for path in place.rglob("*") if not path.stat().st_mode & 0o004]
+    assert closed == []
 
 
 def test_only_whom_it_concerns_reads_a_key(installed: Installed) -> None:
@@ -127,25 +152,49 @@ def test_the_installed_server_starts_with_the_installed_keys(installed: Installe
 
 def test_a_second_time_changes_nothing_and_what_was_edited_stays(installed: Installed, wheel: Path) -> None:
     before = contents(installed.root)
-    again = ("--destdir", installed.root, "--source", wheel, "--root", "/data/runs")
+    again = ("--destdir", installed.root, "--source", wheel, "--root", ROOT)
     name = "etc/archaeologist/archaeologist.toml"
     edited = before[name] + b"# mine\n"
+    campaigns = installed.root / ROOT[1:] / "campaigns"
+    campaigns.chmod(0o2775)
     (installed.root / name).write_bytes(edited)
     done = install(*again)
     assert done.returncode == 0
     assert contents(installed.root) == {**before, name: edited, f"{name}.new": before[name]}
     assert f"kept /{name}" in done.stdout
+    assert campaigns.stat().st_mode & 0o7777 == 0o2775
     (installed.root / name).write_bytes(before[name])
     assert install(*again).returncode == 0
     assert contents(installed.root) == before
 
 
 def test_a_dry_run_says_everything_and_does_nothing(tmp_path: Path, installed: Installed) -> None:
-    done = install("--dry-run", "--destdir", tmp_path, "--root", "/data/runs")
+    done = install("--dry-run", "--destdir", tmp_path, "--root", ROOT)
     assert (done.returncode, list(tmp_path.iterdir())) == (0, [])
     said = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
     assert {"install", "cp", "chmod"} <= said
     assert "bus keys" in done.stdout
+
+
+def test_a_root_that_is_there_keeps_its_owner_and_what_the_services_lack_is_told(tmp_path: Path) -> None:
+    # Nobody may go through pytest's folders; who is not root has shut its own.
+    user = "nobody" if os.geteuid() == 0 else getpass.getuser()
+    (tmp_path / "campaigns").mkdir()
+    (tmp_path / "campaigns").chmod(0o555)
+    done = install("--dry-run", "--without-nats", "--root", tmp_path, "--user", user)
+    assert done.returncode == 0, done.stderr
+    folders = done.stdout.partition("Folders\n")[2].partition("Program\n")[0]
+    assert "chown" not in folders
+    assert f"install -d -m 0755 {tmp_path}" not in folders
+    assert f"kept {tmp_path}\n  kept {tmp_path}/campaigns\n" in folders
+    assert f"warning: {user} cannot write to {tmp_path}" in folders
+    assert f"setfacl -R -m u:{user}:rwX,d:u:{user}:rwX {tmp_path}\n" in folders
+
+
+def test_a_root_that_the_services_can_write_to_needs_no_words(tmp_path: Path) -> None:
+    (tmp_path / "campaigns").mkdir()
+    done = install("--dry-run", "--without-nats", "--root", tmp_path, "--user", getpass.getuser())
+    assert (done.returncode, "warning" in done.stdout) == (0, False)
 
 
 def test_without_a_server_there_are_neither_its_files_nor_keys(tmp_path: Path) -> None:
@@ -161,6 +210,8 @@ def test_without_a_server_there_are_neither_its_files_nor_keys(tmp_path: Path) -
         (("--frobnicate",), "no option"),
         (("--root",), "needs a value"),
         (("--root", "relative"), "write it from / on"),
+        (("--root", '/data/"runs"'), "no quotes"),
+        (("--root", "/data/100%"), "no quotes"),
         (("--user", "a b; rm -rf /"), "is not a user's name"),
     ],
 )

@@ -4,10 +4,8 @@ import asyncio
 import contextlib
 import os
 import shlex
-import shutil
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,22 +19,12 @@ from archaeologist.settings import Settings, load
 from archaeologist.watchdog import STALE_SECONDS
 from tests.fixtures.servers import Server
 from tests.fixtures.waiting import until
-from tests.integration.deploy.conftest import DEPLOY, read_environment
+from tests.integration.deploy.conftest import DEPLOY, read_environment, systemd_analyze
 
 UNITS: Final = sorted((DEPLOY / "systemd").glob("*.service"))
 OURS: Final = [unit for unit in UNITS if "nats" not in unit.name]
 EXPOSURE: Final = 20
 """Tenths; systemd calls up to 2.0 OK, and 9.6 is a service without any of these lines."""
-
-
-def systemd_analyze(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Runs it. Without it the test is skipped; in CI, which installs it, it fails."""
-    program = shutil.which("systemd-analyze")
-    if program is None:
-        reason = "systemd-analyze is not here: apt-get install systemd"
-        assert not os.environ.get("CI"), reason
-        pytest.skip(reason)
-    return subprocess.run([program, *map(str, arguments)], capture_output=True, check=False, text=True, timeout=60)
 
 
 def lines(unit: Path) -> list[tuple[str, str]]:
@@ -96,6 +84,11 @@ def test_the_daemon_has_time_to_end_and_is_not_taken_for_dead_before_it_stops_pi
     assert float(value(daemon, "TimeoutStopSec")) > jobs.grace_seconds + jobs.kill_after_seconds
     assert float(value(daemon, "WatchdogSec")) >= 2 * STALE_SECONDS
     assert (value(daemon, "KillMode"), value(daemon, "OOMPolicy")) == ("mixed", "continue")
+
+
+def test_what_a_trainer_shares_in_memory_outlives_our_services() -> None:
+    # With --user it is the same user's, and systemd would remove it when a service ends.
+    assert [dict(lines(unit)).get("RemoveIPC", "no") for unit in OURS] == ["no", "no"]
 
 
 # What the programs tell the manager.
