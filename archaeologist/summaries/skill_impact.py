@@ -12,6 +12,7 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 import numpy as np
 
+from archaeologist.findings.skills import direction, leading
 from archaeologist.statistics import ranks
 from archaeologist.statistics.ranks import Floats
 from archaeologist.summaries.intervals import LARGEST, Distances, Intervals, Pair, intervals
@@ -28,9 +29,6 @@ NOISE: Final = 2.0
 
 DECIMALS: Final = 12
 """Of a change of score; beyond is rounding."""
-
-SAME: Final = 1e-9
-"""Two rank correlations that differ by less differ by rounding."""
 
 JUDGEMENTS: Final = {
     "ranking_from_intervals": float(RANKING_FROM),
@@ -236,7 +234,7 @@ def _supports(skill: str, told: Sequence[SkillInterval], *, support: Support, re
         if len(used) >= RANKING_FROM:
             return f"{base}. The score or every block's drift changes by the same each time: nothing can be ranked."
         return f"{base}. Fewer than {RANKING_FROM} support nothing: no block can be told from another."
-    first, leaders = result.layers[0], _leaders(result)
+    first, leaders, goes = result.layers[0], _leaders(result), _goes(result)
     if support == "ranking":
         return (
             f"{base}. They support a ranking only, {leaders} first (Spearman {first.spearman:.2f}): with fewer than"
@@ -244,7 +242,7 @@ def _supports(skill: str, told: Sequence[SkillInterval], *, support: Support, re
         )
     how = "all orders" if result.method == "exact" else f"{result.permutations} random orders"
     test = (
-        f"{skill} goes along most with {leaders} (Spearman {first.spearman:.2f}, p {first.p_adjusted:.2g}, adjusted"
+        f"{skill} {goes} {leaders} (Spearman {first.spearman:.2f}, p {first.p_adjusted:.2g}, adjusted"
         f" for {len(result.layers)} blocks, {how} of the changes). p assumes that under chance any order of the changes"
         " is as likely as any other, which a score that levels off while the learning rate falls is not; the blocks'"
         " shares of the drift depend on that less."
@@ -256,6 +254,15 @@ def _supports(skill: str, told: Sequence[SkillInterval], *, support: Support, re
 
 def _leaders(result: _Result) -> str:
     """The block with the largest rank correlation, and how many others have the same."""
-    largest = abs(result.layers[0].spearman or 0.0)
-    equal = sum(abs(abs(one.spearman or 0.0) - largest) < SAME for one in result.layers) - 1
-    return f"{result.layers[0].layer} and {equal} more" if equal else result.layers[0].layer
+    more = len(_tied(result)) - 1
+    return f"{result.layers[0].layer} and {more} more" if more else result.layers[0].layer
+
+
+def _goes(result: _Result) -> str:
+    way = direction(_tied(result))
+    return "goes along most with" if way == "along with" else f"goes most {way}"
+
+
+def _tied(result: _Result) -> list[float | None]:
+    found = [one.spearman for one in result.layers]
+    return [found[place] for place in leading(found)]

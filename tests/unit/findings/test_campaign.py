@@ -340,6 +340,93 @@ def test_a_skill_s_finding_says_no_more_than_its_intervals(used: int, kind: str,
     assert (found.confidence == "normal") == (kind == "tested" and p is not None and used >= 8)
 
 
+def impacts(**skills: tuple[tuple[float | None, ...], ...]) -> SkillImpact:
+    """Skills of 11 intervals: of each block rho and p, and of its share of the drift rho and p."""
+    told = {
+        name: SkillFinding(
+            skill=name,
+            intervals_used=11,
+            support="tested",
+            layers=tuple(
+                BlockImpact(
+                    layer=block,
+                    layer_type="transformer_block",
+                    spearman=of[0],
+                    p_adjusted=of[1],
+                    spearman_share=of[2],
+                    p_adjusted_share=of[3],
+                )
+                for block, of in zip(NAMES, blocks, strict=False)
+            ),
+        )
+        for name, blocks in skills.items()
+    }
+    return SkillImpact(**WHOSE, skills=told)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said", "beside"),
+    [
+        (
+            ((1.0, 1e-4, None, None),) * 4,
+            "Block 0 and 3 more go along with BIN most (Spearman 1.00, p 0.0001).",
+            "",
+        ),
+        (
+            ((-1.0, 1e-4, 0.1, 0.66), (-0.9, 0.01, 0.05, 0.9)),
+            "Block 0 goes against BIN most (Spearman -1.00, p 0.0001).",
+            "; by share of the drift no block does (smallest p 0.66)",
+        ),
+        (
+            ((-0.9, 1e-3, -0.2, 0.3), (0.9, 1e-3, 0.8, 0.02)),
+            "Block 0 and 1 more go along with or against BIN most (Spearman ±0.90, p 0.001).",
+            "; by share of the drift Block 1 does (Spearman 0.80, p 0.02)",
+        ),
+        (
+            ((0.25, 0.598, -0.97, 1e-4), (-0.22, 0.676, 0.96, 1e-4), (-0.18, 0.76, -0.9, 1e-3)),
+            (
+                "By share of the drift Block 1 goes along with BIN (Spearman 0.96, p 0.0001);"
+                " by drift no block does more than chance would (smallest p 0.598)."
+            ),
+            "",
+        ),
+        (
+            ((0.25, 0.598, -0.3, 0.4), (-0.22, 0.676, 0.2, 0.7)),
+            "No block goes along with BIN more than chance would; the smallest p is 0.598, by share of the drift 0.4.",
+            "",
+        ),
+    ],
+)
+def test_ties_directions_and_shares_of_the_drift_are_told(
+    blocks: tuple[tuple[float | None, ...], ...], said: str, beside: str
+) -> None:
+    found = one(findings(drift(), health(6), skills=impacts(BIN=blocks)), "skill")
+    assert found.text == said
+    assert found.basis == f"11 intervals{beside}; correlation is not cause"
+
+
+def test_blocks_that_rank_alike_all_rank_first() -> None:
+    layers = tuple(BlockImpact(layer=name, layer_type="transformer_block", spearman=1.0) for name in NAMES)
+    told = SkillFinding(skill="BIN", intervals_used=3, support="ranking", layers=layers)
+    found = one(findings(drift(), health(6), skills=SkillImpact(**WHOSE, skills={"BIN": told})), "skill")
+    assert found.text == (
+        "Block 0 and 3 more rank first beside BIN (Spearman 1.00), which 3 intervals cannot tell from chance."
+    )
+
+
+def test_enough_intervals_of_which_nothing_can_be_ranked_are_not_called_too_few() -> None:
+    told = SkillFinding(skill="BIN", intervals_used=9, support="none")
+    found = one(findings(drift(), health(6), skills=SkillImpact(**WHOSE, skills={"BIN": told})), "skill")
+    assert found.basis == "nothing in them can be ranked"
+
+
+def test_of_skills_with_the_same_support_the_one_least_like_chance_is_told() -> None:
+    skills = impacts(arith=((0.4, 0.3, 0.1, 0.9),), zcode=((1.0, 1e-4, 0.2, 0.8),))
+    found = one(findings(drift(), health(6), skills=skills), "skill")
+    assert found.text.startswith("Block 0 goes along with zcode most")
+    assert found.basis.endswith("1 more skill")
+
+
 def test_the_predictions_divergence_is_told_where_measured() -> None:
     found = findings(drift(kl=(0.0123,), top1_agreement=(0.99996,)), health(2))
     assert one(found, "function").text == (
@@ -460,7 +547,16 @@ IMPACTS = structs(
             skill=st.just("BIN"),
             intervals_used=st.integers(0, 12),
             support=st.sampled_from(["none", "ranking", "exploratory", "tested"]),
-            layers=array(structs(BlockImpact, layer=BLOCKS, spearman=NUMBERS, p_adjusted=NUMBERS)),
+            layers=array(
+                structs(
+                    BlockImpact,
+                    layer=BLOCKS,
+                    spearman=NUMBERS,
+                    p_adjusted=NUMBERS,
+                    spearman_share=NUMBERS,
+                    p_adjusted_share=NUMBERS,
+                )
+            ),
         ),
         max_size=2,
     ),

@@ -193,6 +193,14 @@ def test_blocks_that_rank_alike_are_not_told_apart(folder: CampaignFolder) -> No
     assert "model.layers.0 and 3 more first" in impact(folder).skills["BIN"].supports
 
 
+def test_a_score_that_falls_where_a_block_moves_goes_against_it(folder: CampaignFolder) -> None:
+    sizes = [1.0, 7.0, 3.0, 9.0, 2.0, 8.0, 5.0]
+    put_all(folder, campaign(sizes))
+    write(folder, scores([1.0, *(1.0 - 0.01 * np.cumsum(sizes)).tolist()]))
+    update(folder)
+    assert "BIN goes most against model.layers.1 (Spearman -" in impact(folder).skills["BIN"].supports
+
+
 def test_a_new_score_makes_the_summaries_old_and_updates_equal_a_rebuild(folder: CampaignFolder) -> None:
     before: tuple[int, Weights] | None = None
     for number, (step, weights) in enumerate(campaign([3.0, 1.0, 2.0, 6.0, 4.0, 5.0]).items()):
