@@ -82,7 +82,11 @@ def finding(skill: str, scores: Sequence[SkillScore], *, table: Table, distances
     covered = _pairs(scores, set(table.steps))
     moved = intervals(table, covered, distances)
     of = {score.step: score for score in scores}
-    told = [_interval(of[base], of[target], moved.origins[number]) for number, (base, target) in enumerate(covered)]
+    is_known = np.isfinite(moved.relative).any(axis=0)
+    told = [
+        _interval(of[base], of[target], moved.origins[number], is_relative_known=bool(is_known[number]))
+        for number, (base, target) in enumerate(covered)
+    ]
     used = [one.is_used for one in told]
     changes = np.array([one.score_change for one in told], np.float64)[used]
     blocks = _blocks(moved, used, table.blocks)
@@ -100,7 +104,7 @@ def finding(skill: str, scores: Sequence[SkillScore], *, table: Table, distances
         permutations=result.permutations,
         layers=tuple(msgspec.structs.replace(one, layer_type=table.kinds[one.layer]) for one in result.layers),
         blocks_left_out=blocks.left_out,
-        supports=_supports(skill, told, support=support, result=result),
+        supports=_supports(skill, told, support=support, blocks=blocks, result=result),
         does_not_support=NOT_CAUSE,
     )
 
@@ -129,12 +133,17 @@ def _pairs(scores: Sequence[SkillScore], analysed: set[int]) -> list[Pair]:
     return list(pairwise(sorted(score.step for score in scores if score.step in analysed)))
 
 
-def _interval(before: SkillScore, after: SkillScore, drift: Literal["exact", "estimate"] | None) -> SkillInterval:
+def _interval(
+    before: SkillScore, after: SkillScore, drift: Literal["exact", "estimate"] | None, *, is_relative_known: bool
+) -> SkillInterval:
     # 0.3 - 0.2 and 0.2 - 0.1 are one change, and not two ranks.
     change, error = round(after.score - before.score, DECIMALS), standard_error(before, after)
     reason = None
     if drift is None:
         reason = "no artifact compares the two checkpoints, and one has no usable sketch"
+    elif not is_relative_known:
+        # An adapter that was saved before it was trained changes nothing: its norm is 0.
+        reason = "no block's relative drift is known: at the earlier checkpoint their norm is 0, or not finite"
     elif error is not None and abs(change) < NOISE * error:
         reason = f"the change is below {NOISE:g} standard errors ({NOISE * error:.3g}): it may be chance"
     return SkillInterval(
@@ -222,7 +231,7 @@ def _known(value: np.float64) -> float | None:
 # In words.
 
 
-def _supports(skill: str, told: Sequence[SkillInterval], *, support: Support, result: _Result) -> str:
+def _supports(skill: str, told: Sequence[SkillInterval], *, support: Support, blocks: _Blocks, result: _Result) -> str:
     used = [one for one in told if one.is_used]
     base = f"{len(used)} of {len(told)} intervals between evaluated and analysed checkpoints are used"
     unknown = sum(one.standard_error is None for one in used)
@@ -231,8 +240,11 @@ def _supports(skill: str, told: Sequence[SkillInterval], *, support: Support, re
     if any(one.drift == "estimate" for one in used):
         base += "; some drift is estimated from sketches"
     if support == "none":
+        if len(used) >= RANKING_FROM and not blocks.names:
+            why = "; ".join(dict.fromkeys(blocks.left_out.values()))
+            return f"{base}. No block can be ranked: {why}."
         if len(used) >= RANKING_FROM:
-            return f"{base}. The score or every block's drift changes by the same each time: nothing can be ranked."
+            return f"{base}. The score changes by the same each time: nothing can be ranked."
         return f"{base}. Fewer than {RANKING_FROM} support nothing: no block can be told from another."
     first, leaders, goes = result.layers[0], _leaders(result), _goes(result)
     if support == "ranking":

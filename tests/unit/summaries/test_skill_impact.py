@@ -96,6 +96,20 @@ def test_the_block_that_moves_with_the_skill_comes_first(folder: CampaignFolder)
     assert "Exploratory" in found.supports
 
 
+def test_an_interval_from_weights_that_are_all_zero_is_left_out_and_not_every_block(folder: CampaignFolder) -> None:
+    sizes = [1.0, 7.0, 3.0, 9.0, 2.0, 8.0, 5.0]
+    checkpoints = campaign(sizes)
+    # An adapter that was saved before it was trained.
+    checkpoints[100] = {name: np.zeros(SIZE) for name in checkpoints[100]}
+    put_all(folder, checkpoints)
+    write(folder, scores([0.1, *(0.1 + 0.01 * np.cumsum(sizes)).tolist()]))
+    update(folder)
+    found = impact(folder).skills["BIN"]
+    assert [one.is_used for one in found.intervals] == [False, *[True] * 6]
+    assert "their norm is 0" in str(found.intervals[0].reason)
+    assert (found.support, found.layers[0].layer) == ("exploratory", "model.layers.1")
+
+
 @pytest.mark.parametrize(
     ("count", "support", "has_p"),
     [(2, "none", False), (3, "ranking", False), (5, "ranking", False), (6, "exploratory", True), (8, "tested", True)],
