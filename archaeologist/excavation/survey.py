@@ -482,6 +482,7 @@ def findings(found: Survey, job: Job, *, alerts: Sequence[Alert] = ()) -> tuple[
         functional=found.forward.functional_drift if found.forward else None,
         alerts=alerts,
         steps=(job.target.step, known_step(job.reference.step, job.reference.path) if job.reference else None),
+        left_out=len(found.plan.comparison.shape_differs) if found.plan.comparison else 0,
     )
     return tuple(one.text for one in told)
 

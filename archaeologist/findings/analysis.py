@@ -31,6 +31,7 @@ def of_artifact(artifact: LayerStats) -> tuple[Finding, ...]:
             artifact.checkpoint_step,
             known_step(artifact.reference_checkpoint_step, artifact.reference_checkpoint_path),
         ),
+        left_out=len(artifact.comparison.shape_differs) if artifact.comparison else 0,
     )
 
 
@@ -43,7 +44,8 @@ def of_drift(artifact: LayerDrift, kinds: Mapping[str, str]) -> tuple[Finding, .
     """
     step = artifact.target_checkpoint_step
     base = known_step(artifact.base_checkpoint_step, artifact.base_checkpoint)
-    found = compared(artifact.drift_stats, {}, step=step, reference_step=base, kinds=kinds)
+    left_out = len(artifact.comparison.shape_differs)
+    found = compared(artifact.drift_stats, {}, step=step, reference_step=base, kinds=kinds, left_out=left_out)
     moved = movement(found) or _whole(artifact.global_drift_stats, artifact.drift_stats, step)
     return tuple(one for one in (moved, resolution(found)) if one is not None)
 
@@ -57,6 +59,7 @@ def findings(
     functional: FunctionalDrift | None = None,
     alerts: Sequence[Alert] = (),
     steps: tuple[int | None, int | None] = (None, None),
+    left_out: int = 0,
 ) -> tuple[Finding, ...]:
     """The alerts, then the size of the model, what moved, what is rounding, and the predictions.
 
@@ -68,11 +71,12 @@ def findings(
         functional: None where the model was not run on both sides.
         alerts: Of the checkpoint.
         steps: The checkpoint's and its reference's, None where nobody knows it.
+        left_out: Tensors that have another shape in the reference.
     """
     step, reference_step = steps
     found = [_alerts(alerts, step), _size(weights, whole, step)]
     if global_drift is not None:
-        comparison = compared(drift, weights, step=step, reference_step=reference_step)
+        comparison = compared(drift, weights, step=step, reference_step=reference_step, left_out=left_out)
         moved = movement(comparison) or _whole(global_drift, drift, step)
         output = functional.output if functional else None
         found += [moved, resolution(comparison), function(output, step=step, reference_step=reference_step)]

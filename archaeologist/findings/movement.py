@@ -41,6 +41,8 @@ class Comparison(Struct, frozen=True, kw_only=True):
     """The tensors of each block, where they are known."""
     dtypes: Mapping[str, tuple[str, ...]] = {}
     """As stored, by block, where they are known."""
+    left_out: int = 0
+    """Tensors that have another shape in the reference."""
 
     @property
     def since(self) -> str:
@@ -67,6 +69,7 @@ def compared(
     step: int | None,
     reference_step: int | None,
     kinds: Mapping[str, str] | None = None,
+    left_out: int = 0,
 ) -> Comparison:
     """The comparison in an artifact.
 
@@ -76,6 +79,7 @@ def compared(
         step: The checkpoint's.
         reference_step: Of what it was compared with.
         kinds: Layer type by block; None: as ``weights`` says.
+        left_out: Tensors that have another shape in the reference.
     """
     known = {name: block.layer_type for name, block in weights.items()} if kinds is None else kinds
     return Comparison(
@@ -93,6 +97,7 @@ def compared(
         reference_step=reference_step,
         parts={name: block.tensors for name, block in drift.items()},
         dtypes={name: tuple(tensor.dtype for tensor in block.tensors.values()) for name, block in weights.items()},
+        left_out=left_out,
     )
 
 
@@ -125,8 +130,8 @@ def movement(found: Comparison) -> Finding | None:
         return Finding(
             topic="movement",
             severity="warning",
-            text=f"No value changed {found.since}.",
-            basis=f"{counted(len(found.moves), 'block')} compared bit by bit",
+            text=f"No value {'that was compared ' if found.left_out else ''}changed {found.since}.",
+            basis=f"{counted(len(found.moves), 'block')} compared bit by bit{_missing(found.left_out)}",
             evidence=Evidence(metric="changed_fraction", step=found.step),
         )
     first = leader(found.moves)
@@ -164,6 +169,10 @@ def resolution(found: Comparison) -> Finding | None:
         basis=f"few of their values changed {found.since}, and no farther than rounding moves them",
         evidence=Evidence(block=rounded[0] if len(rounded) == 1 else None, metric="changed_fraction", step=found.step),
     )
+
+
+def _missing(left_out: int) -> str:
+    return f"; {counted(left_out, 'tensor')} of another shape left out" if left_out else ""
 
 
 def _blocks(first: Leader, found: Comparison) -> str:

@@ -133,7 +133,7 @@ def _by_column(rows: list[list[float]], columns: tuple[str, ...]) -> bytes:
 def _row(artifact: LayerStats, name: str) -> list[float]:
     """The values of one block, in the order of ``COLUMNS``."""
     weights = artifact.weight_stats.get(name) or LayerWeightStats(name=name, layer_type="other")
-    drift = artifact.drift_stats.get(name) or LayerDriftStats(name=name)
+    drift = _whole_drift(artifact, name) or LayerDriftStats(name=name)
     active = artifact.activation_stats.get(name)
     functional = artifact.functional_drift or FunctionalDrift()
     similarity = functional.similarity.get(name)
@@ -148,6 +148,15 @@ def _row(artifact: LayerStats, name: str) -> list[float]:
         _nonfinite(active) if active else None,
     ]
     return [_number(value) for value in values]
+
+
+def _whole_drift(artifact: LayerStats, name: str) -> LayerDriftStats | None:
+    """A block's drift; None where a tensor of it has another shape in the reference: the rest did not move alone."""
+    differing = artifact.comparison.shape_differs if artifact.comparison else {}
+    weights = artifact.weight_stats.get(name)
+    if weights and any(f"{name}.{within}" in differing for within in weights.tensors):
+        return None
+    return artifact.drift_stats.get(name)
 
 
 def _whole(artifact: LayerStats) -> list[float]:

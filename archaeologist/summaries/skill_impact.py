@@ -82,9 +82,9 @@ def finding(skill: str, scores: Sequence[SkillScore], *, table: Table, distances
     covered = _pairs(scores, set(table.steps))
     moved = intervals(table, covered, distances)
     of = {score.step: score for score in scores}
-    is_known = np.isfinite(moved.relative).any(axis=0)
+    is_known: list[bool] = np.isfinite(moved.relative).any(axis=0).tolist()
     told = [
-        _interval(of[base], of[target], moved.origins[number], is_relative_known=bool(is_known[number]))
+        _interval(of[base], of[target], moved.origins[number], is_relative_known=is_known[number])
         for number, (base, target) in enumerate(covered)
     ]
     used = [one.is_used for one in told]

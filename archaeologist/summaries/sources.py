@@ -24,7 +24,7 @@ from contracts.artifacts import LayerStats, LeftOut
 if TYPE_CHECKING:
     import os
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 """Raised whenever an extract, a summary or what is computed from a sketch changes its meaning."""
 MARKER: Final = ".inputs"
 """Beside the summaries: the digest of what they were made from."""

@@ -19,8 +19,8 @@ from archaeologist.statistics.sketch import WIDTH
 from archaeologist.statistics.trajectory import WINDOW
 from archaeologist.summaries.chronicle import rebuild, update
 from archaeologist.summaries.sketches import drift_estimate, estimated
-from contracts.artifacts import StabilityReport
-from tests.fixtures.histories import Weights, folder_in, place_whole, put, put_all, sketch
+from contracts.artifacts import Comparison, LayerWeightStats, StabilityReport, TensorWeights
+from tests.fixtures.histories import Weights, artifact, folder_in, place_whole, put, put_all, sketch
 
 SIZE = 1000
 NAMES = {
@@ -81,6 +81,26 @@ def test_every_class_is_told_by_its_weights(folder: CampaignFolder) -> None:
     for name in ("model.layers.2", "model.layers.3", "model.layers.4"):
         points = [weights[f"{name}.mlp.weight"] for weights in checkpoints.values()]
         assert found.layers[name].scaled_straightness == pytest.approx(scaled_by_hand(points), rel=1e-9)
+
+
+def test_a_block_whose_shape_changed_has_no_drift_and_no_direction(folder: CampaignFolder) -> None:
+    found, name = campaign(8), NAMES["directed"]
+    put_all(folder, found)
+    block = "model.layers.2"
+    tensor = TensorWeights(dtype="F32", shape=(SIZE,))
+    whole = LayerWeightStats(name=block, layer_type="transformer_block", tensors={"mlp.weight": tensor})
+    first = artifact(500, found[500], reference=(400, found[400]))
+    put(
+        folder,
+        500,
+        found[500],
+        reference=(400, found[400]),
+        weight_stats={**first.weight_stats, block: whole},
+        comparison=Comparison(compared=5, shape_differs={name: "1000 against 500"}),
+    )
+    update(folder)
+    layer = report(folder).layers[block]
+    assert (layer.stability, layer.reason) == ("undetermined", "its drift is missing in 1 of 7 intervals")
 
 
 def test_lag1_cosine_and_totals_equal_plain_arithmetic(folder: CampaignFolder) -> None:
