@@ -82,7 +82,7 @@ def finding(skill: str, scores: Sequence[SkillScore], *, table: Table, distances
     covered = _pairs(scores, set(table.steps))
     moved = intervals(table, covered, distances)
     of = {score.step: score for score in scores}
-    is_known: list[bool] = np.isfinite(moved.relative).any(axis=0).tolist()
+    is_known = [bool(np.isfinite(blocks).any()) for blocks in moved.relative.T]
     told = [
         _interval(of[base], of[target], moved.origins[number], is_relative_known=is_known[number])
         for number, (base, target) in enumerate(covered)
