@@ -297,6 +297,8 @@ class Status(Struct, frozen=True, kw_only=True):
     streams: int
     """Live streams open now."""
     max_streams: int
+    log_sequence: int | None = None
+    """Of the Battle Log's last event; null: the bus does not say."""
     queue: dict[str, dict[str, int]] | None = None
     """By job type, how many wait and how many are with a worker; null: the bus does not say."""
     workers: dict[str, int] | None = None

@@ -1,5 +1,6 @@
 """How this server is: for a page's lamp, a balancer, a service manager."""
 
+import asyncio
 from collections import Counter
 from datetime import UTC, datetime
 from typing import get_args
@@ -11,10 +12,11 @@ from litestar.types import ControllerRouterHandler
 
 import archaeologist
 from archaeologist import metrics
+from archaeologist.bus.log import last_sequence
 from archaeologist.daemon.books import Books
 from archaeologist.daemon.control import DEADLINE_SECONDS, workers
 from archaeologist.daemon.workers import seen
-from archaeologist.errors import TemporaryError
+from archaeologist.errors import TemporaryError, TopologyMissing
 from archaeologist.web.analysis import responses
 from archaeologist.web.events import Streams
 from archaeologist.web.jobs import UNCACHED, Desk
@@ -49,6 +51,7 @@ async def read_status(desk: NamedDependency[Desk], streams: NamedDependency[Stre
         bus=desk.link.status,
         streams=streams.count,
         max_streams=desk.settings.web.max_streams,
+        log_sequence=await _log_sequence(desk),
         queue=await _queue(desk),
         workers=await _conditions(desk),
     )
@@ -94,6 +97,14 @@ async def _conditions(desk: Desk) -> dict[str, int] | None:
     except TemporaryError:
         return None
     return {name: found[name] for name in get_args(Condition)}
+
+
+async def _log_sequence(desk: Desk) -> int | None:
+    """How far the Battle Log goes."""
+    try:
+        return await asyncio.wait_for(last_sequence(desk.link.bus()), DEADLINE_SECONDS)
+    except (TemporaryError, TopologyMissing, TimeoutError):
+        return None
 
 
 async def _queue(desk: Desk) -> dict[str, dict[str, int]] | None:

@@ -17,6 +17,8 @@ export async function findCampaigns() {
     found.push(...page.campaigns);
     offset = page.next_offset;
   }
+  // Nothing is touched where nothing is new: a list may be open.
+  if (JSON.stringify(found) === JSON.stringify(known)) return;
   known = found;
   const asked = new URLSearchParams(location.search);
   const wanted = chosen() ?? { hero: asked.get("hero"), campaign: asked.get("campaign") };

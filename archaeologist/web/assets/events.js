@@ -1,4 +1,5 @@
-// The Battle Log live. The browser comes back by itself with the last id; where it gives up, we do.
+// The Battle Log live. The browser comes back by itself with the last id; where it gives up, we do. A tab that nobody sees
+// holds no stream: a browser opens six connections to a server, and six streams would leave none to anything else.
 
 import { address } from "./api.js";
 import { byId, fill, make, say } from "./dom.js";
@@ -10,16 +11,24 @@ const AGAIN = 3000; // milliseconds
 
 const list = byId("entries");
 let source = null;
+let resume = () => {};
 let timer = 0;
 let last = null;
 
-// Follows a campaign's events, or everybody's; `heard` is told each event, `bus` whether the server has its bus.
+// Follows a campaign's events, or everybody's; `heard` is told each event and its sequence, `bus` whether the server has its bus.
 export function follow(campaign, { heard, bus }) {
   stop();
   last = null;
   fill(list);
-  open(campaign, { heard, bus });
+  resume = () => open(campaign, { heard, bus });
+  if (!document.hidden) resume();
 }
+
+document.addEventListener("visibilitychange", () => {
+  stop();
+  if (document.hidden) say("stream", "paused while nobody looks");
+  else resume();
+});
 
 function stop() {
   clearTimeout(timer);
@@ -37,7 +46,7 @@ function open(campaign, told) {
     last = message.lastEventId;
     const event = JSON.parse(message.data);
     if (event.type !== "analysis.progress") add(event);
-    told.heard(event);
+    told.heard(event, Number(last));
   };
   ours.addEventListener("bus", (message) => {
     const { connected } = JSON.parse(message.data);

@@ -115,7 +115,8 @@ kind.addEventListener("change", () => {
 function request() {
   const step = Number(byId("run-step").value);
   const reference = byId("run-reference").value === "" ? null : Number(byId("run-reference").value);
-  const whose = { hero_id: campaign.hero, campaign_id: campaign.campaign, job_type: kind.value };
+  const again = byId("run-force").checked ? { force: true } : {};
+  const whose = { hero_id: campaign.hero, campaign_id: campaign.campaign, job_type: kind.value, ...again };
   if (kind.value === "layer_drift") return { ...whose, base_checkpoint_step: reference, target_checkpoint_step: step };
   const analyses = [...form.querySelectorAll("input[name=analyses]:checked")].map((box) => box.value);
   return {
@@ -124,7 +125,6 @@ function request() {
     ...(reference === null ? {} : { reference_checkpoint_step: reference }),
     compute_activations: byId("run-activations").checked,
     ...(analyses.length ? { analyses } : {}),
-    ...(byId("run-force").checked ? { force: true } : {}),
   };
 }
 
@@ -143,7 +143,8 @@ form.addEventListener("submit", async (event) => {
   try {
     const answer = await change("POST", "/api/jobs", request());
     status.className = "success";
-    status.textContent = `${answer.message} (${answer.job_id})`;
+    const words = answer.status === "done" ? "the same job is done already; tick “again, although it is done” to run it again" : answer.message;
+    status.textContent = `${words} (${answer.job_id})`;
     refreshSoon();
   } catch (problem) {
     status.className = "trouble";

@@ -12,6 +12,9 @@ import {
 import { offerMetrics, showStrata } from "./strata.js";
 
 const STATUS_SECONDS = 10;
+let begun = false;
+let bus = "nats://127.0.0.1:4222"; // its address, without secrets
+let opened = null; // the log's last event when the server first answered: what came before is on the page
 let contents = null;
 let shown = null;
 
@@ -88,18 +91,24 @@ async function checkpoints(campaign) {
   await select(byId("block").value, Number(byId("step").value));
 }
 
+// By relative L2, as cards and movers have it; the list comes by raw L2.
 async function farthest(campaign) {
-  const { top_movers: movers } = await read(ofCampaign(campaign, "top_movers", { n: 1 }));
-  return movers[0]?.layer;
+  const { top_movers: movers } = await read(ofCampaign(campaign, "top_movers", { n: 1000 }));
+  const known = movers.filter((one) => one.total_relative !== null);
+  return known.sort((one, other) => other.total_relative - one.total_relative)[0]?.layer ?? movers[0]?.layer;
+}
+
+function sayLines() {
+  const { hero, campaign } = shown ?? { hero: "HERO", campaign: "CAMPAIGN" };
+  const message = JSON.stringify({ hero_id: hero, campaign_id: campaign, checkpoint_step: 500, checkpoint_path: "checkpoint-500" });
+  say("line-callback", `Trainer(..., callbacks=[ArchaeologistCallback(hero_id=${JSON.stringify(hero)}, campaign_id=${JSON.stringify(campaign)}, nats_url=${JSON.stringify(bus)})])`);
+  say("line-publish", `nats pub -s ${bus} checkpoint.saved '${message}'`);
+  say("line-watch", `archaeologist watch CHECKPOINTS --hero ${hero} --campaign ${campaign} --nats-url ${bus}`);
+  say("line-analyze", "archaeologist analyze checkpoint-1000 --reference checkpoint-500");
 }
 
 function showEmpty() {
-  const { hero, campaign } = shown ?? { hero: "HERO", campaign: "CAMPAIGN" };
-  const message = JSON.stringify({ hero_id: hero, campaign_id: campaign, checkpoint_step: 500, checkpoint_path: "checkpoint-500" });
-  say("line-callback", `Trainer(..., callbacks=[ArchaeologistCallback(hero_id=${JSON.stringify(hero)}, campaign_id=${JSON.stringify(campaign)}, nats_url="nats://127.0.0.1:4222")])`);
-  say("line-publish", `nats pub checkpoint.saved '${message}'`);
-  say("line-request", `archaeologist request --hero ${hero} --campaign ${campaign} --step 500 --wait`);
-  say("line-analyze", "archaeologist analyze checkpoint-1000 --reference checkpoint-500");
+  sayLines();
   byId("empty").hidden = false;
   byId("shown").hidden = true;
   contents = null;
@@ -158,27 +167,42 @@ function change() {
   for (const id of ["block", "step", "skill", "cell-detail"]) byId(id).replaceChildren();
   showJobs(shown);
   follow(shown, {
-    heard: (event) => {
+    heard: (event, sequence) => {
       heard(event);
-      // What was there when the page was opened is on it.
-      if (event.type === "analysis.completed" && Date.parse(event.time) > opened) reload();
+      if (event.type === "analysis.completed" && (opened === null || sequence > opened)) reload();
     },
     bus: () => { lamp(); refreshSoon(); },
   });
   load();
 }
 
-const opened = Date.now();
+// The lamp, and campaigns that began meanwhile, with a bus or without.
+async function look() {
+  if (document.hidden) return;
+  lamp();
+  if (!begun) return;
+  try {
+    await findCampaigns();
+  } catch {
+    return; // the lamp says that the server does not answer
+  }
+  if (shown === null && chosen()) change();
+}
 
 async function lamp() {
   const node = byId("lamp");
   try {
-    const { bus, queue, workers } = await read("/api/status");
+    const { bus: link, log_sequence: sequence, queue, workers } = await read("/api/status");
+    opened ??= sequence;
+    if (bus !== link.url) {
+      bus = link.url;
+      sayLines();
+    }
     const sum = (field) => Object.values(queue ?? {}).reduce((total, one) => total + one[field], 0);
-    node.dataset.state = bus.connected ? "up" : "down";
-    say("lamp-words", bus.connected
-      ? `bus connected since ${moment(bus.since)}${queue ? ` · ${sum("in_flight")} with a worker, ${sum("waiting")} waiting` : ""}${workers ? ` · ${crew(workers)}` : ""}`
-      : `bus down since ${moment(bus.since)}: files are read, jobs are not taken`);
+    node.dataset.state = link.connected ? "up" : "down";
+    say("lamp-words", link.connected
+      ? `bus connected since ${moment(link.since)}${queue ? ` · ${sum("in_flight")} with a worker, ${sum("waiting")} waiting` : ""}${workers ? ` · ${crew(workers)}` : ""}`
+      : `bus down since ${moment(link.since)}: files are read, jobs are not taken`);
   } catch (problem) {
     node.dataset.state = "down";
     say("lamp-words", problem.message);
@@ -201,8 +225,9 @@ async function begin() {
   byId("view").addEventListener("click", () => byId("step").value && view(shown, byId("step").value));
   byId("skill").addEventListener("change", () => attempt("skills", () => showSkill(shown, contents)));
   onChoice(change);
-  lamp();
-  setInterval(lamp, STATUS_SECONDS * 1000);
+  look();
+  setInterval(look, STATUS_SECONDS * 1000);
+  document.addEventListener("visibilitychange", look);
   try {
     await findCampaigns();
   } catch (problem) {
@@ -211,6 +236,7 @@ async function begin() {
     setTimeout(beginAgain, 3000);
     return;
   }
+  begun = true;
   change();
 }
 
@@ -218,6 +244,7 @@ async function beginAgain() {
   try {
     await findCampaigns();
     notice("");
+    begun = true;
     change();
   } catch {
     setTimeout(beginAgain, 3000);

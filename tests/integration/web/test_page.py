@@ -5,9 +5,11 @@ import itertools
 import json
 import os
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import httpx
 import msgspec
 import numpy as np
 import pytest
@@ -36,10 +38,13 @@ expect.set_options(timeout=PATIENCE_MILLISECONDS)
 
 
 def weights(step: int) -> dict[str, Any]:
-    """Blocks deeper down move farther."""
+    """Blocks deeper down move farther, by their own length; the head's values are larger."""
     of_layers = (f"model.layers.{number}.mlp.weight" for number in range(LAYERS))
     names = [*of_layers, f"{HOSTILE}.weight", "lm_head.weight", "model.layers.1.attn.weight"]
-    return {name: np.full(16, 1.0 + step * 1e-3 / (place + 1)) for place, name in enumerate(names)}
+    sizes = {"lm_head.weight": 100.0}
+    return {
+        name: np.full(16, sizes.get(name, 1.0) * (1.0 + step * 1e-3 / (place + 1))) for place, name in enumerate(names)
+    }
 
 
 def fill(folder: CampaignFolder) -> None:
@@ -105,6 +110,8 @@ async def test_a_campaign_is_read_without_a_bus(tmp_path: Path, browser: Browser
         api = await server.enter_async_context(served(settings))
         async with opened(browser, f"{api.base_url}/analysis") as tab:
             await shown(tab)
+            # The farthest by relative L2, as the cards have it; by raw L2 it would be the head.
+            await expect(tab.page.locator("#block")).to_have_value("model.layers.0")
             timeline = (await api.get(f"/api/analysis/{CAMPAIGN}/drift_timeline")).json()
             await the_strata_are_right(tab, timeline)
             await rows_are_submodules_where_they_are_asked_for(tab)
@@ -256,7 +263,10 @@ async def test_a_job_is_asked_for_followed_and_taken_back(
     with_quick_children(monkeypatch, alerts=1)
     async with served(house.settings) as api, house.daemon():
         await until_ready(api)
-        async with opened(browser, str(api.base_url)) as tab:
+        async with opened(browser, "about:blank") as tab:
+            # A reader's clock that is fast.
+            await tab.page.clock.install(time=datetime.now(UTC) + timedelta(hours=1))
+            await tab.page.goto(f"{api.base_url}/analysis")
             await shown(tab)
             await expect(tab.page.locator("#lamp-words")).to_contain_text("bus connected since")
             await ask(tab, "900")
@@ -264,6 +274,9 @@ async def test_a_job_is_asked_for_followed_and_taken_back(
             for kind in ("started", "alert", "completed"):
                 await expect(entries.locator(f"li[data-type='analysis.{kind}']")).to_be_visible()
             await expect(tab.page.locator(".card .value").first).to_have_text("9")
+            await tab.page.locator("#run-step").fill("900")
+            await tab.page.locator("#run-button").click()
+            await expect(tab.page.locator("#run-status")).to_contain_text("tick “again, although it is done”")
             monkeypatch.setenv("CHILD_SECONDS", "60")
             await ask(tab, "1000")
             job = tab.page.locator(".job")
@@ -274,6 +287,63 @@ async def test_a_job_is_asked_for_followed_and_taken_back(
             await expect(tab.page.locator("#jobs")).to_have_text("nothing")
             assert tab.troubles == []
             assert tab.foreign(str(api.base_url)) == []
+
+
+async def see(tab: Tab, *, is_hidden: bool) -> None:
+    """Puts the tab behind another, or in front; Chromium without a window has only what is in front."""
+    await tab.page.evaluate(
+        """(is) => {
+            Object.defineProperty(document, "hidden", { value: is, configurable: true });
+            document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        is_hidden,
+    )
+
+
+async def test_a_tab_that_is_hidden_holds_no_stream_and_takes_up_what_it_missed(
+    house: House, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.save(900)
+    house.save(1000)
+    with_quick_children(monkeypatch)
+    async with served(house.settings) as api, house.daemon():
+        await until_ready(api)
+
+        async def holds(count: int) -> bool:
+            return bool((await api.get("/api/status")).json()["streams"] == count)
+
+        async with opened(browser, f"{api.base_url}/analysis") as tab:
+            done = tab.page.locator("#entries li[data-type='analysis.completed']")
+            await ask(tab, "900")
+            await expect(done).to_have_count(1)
+            await see(tab, is_hidden=True)
+            await until_asked(lambda: holds(0))
+            await expect(tab.page.locator("#stream")).to_contain_text("paused")
+            await ask(tab, "1000")
+            await until_asked(lambda: api_has(api, 2))
+            await see(tab, is_hidden=False)
+            await until_asked(lambda: holds(1))
+            await expect(done).to_have_count(2)
+            await expect(tab.page.locator(".card .value").first).to_have_text("2")
+
+
+async def api_has(api: httpx.AsyncClient, count: int) -> bool:
+    """Whether so many checkpoints are analysed."""
+    return bool((await api.get("/api/campaigns")).json()["campaigns"][0]["analyzed"] == count)
+
+
+async def test_a_campaign_that_begins_meanwhile_can_be_chosen_without_a_bus(tmp_path: Path, browser: Browser) -> None:
+    folder = CampaignFolder.of(tmp_path / "root", HERO, CAMPAIGN)
+    fill(folder)
+    settings = Settings(root=str(folder.root), bus=BusSettings(url=f"nats://127.0.0.1:{free_port()}"))
+    async with served(settings) as api, opened(browser, "about:blank") as tab:
+        await tab.page.clock.install()
+        await tab.page.goto(f"{api.base_url}/analysis")
+        await shown(tab)
+        fill(CampaignFolder.of(folder.root, HERO, "second"))
+        await tab.page.clock.fast_forward(11_000)
+        await expect(tab.page.locator("#campaign option")).to_have_count(2)
+        await expect(tab.page.locator("#campaign")).to_have_value(CAMPAIGN)
 
 
 async def test_a_real_run_is_followed_and_its_heatmap_has_the_artifacts_values(house: House, browser: Browser) -> None:
@@ -313,14 +383,17 @@ async def ask(tab: Tab, step: str) -> None:
 async def test_an_empty_campaign_says_what_makes_the_first_checkpoint_arrive(tmp_path: Path, browser: Browser) -> None:
     folder = CampaignFolder.of(tmp_path / "root", HERO, CAMPAIGN)
     folder.checkpoints.mkdir(parents=True)
-    settings = Settings(root=str(folder.root), bus=BusSettings(url=f"nats://127.0.0.1:{free_port()}"))
+    bus = f"127.0.0.1:{free_port()}"
+    settings = Settings(root=str(folder.root), bus=BusSettings(url=f"nats://me:secret@{bus}"))
     async with (
         served(settings, token=TOKEN) as api,
         opened(browser, f"{api.base_url}/analysis", width=360, theme="light") as tab,
     ):
         await expect(tab.page.locator("#empty")).to_be_visible()
-        for line in ("ArchaeologistCallback", "nats pub", "archaeologist request", "archaeologist analyze"):
+        mine = f'nats_url="nats://{bus}"', f"nats pub -s nats://{bus} ", f"--nats-url nats://{bus}"
+        for line in ("ArchaeologistCallback", "archaeologist watch", "archaeologist analyze", *mine):
             await expect(tab.page.locator("#empty")).to_contain_text(line)
+        await expect(tab.page.locator("#empty")).not_to_contain_text("secret")
         ground = "getComputedStyle(document.documentElement).backgroundColor"
         assert await tab.page.evaluate(ground) == "rgb(247, 242, 230)"
         await tab.page.locator("#theme").select_option("dark")
