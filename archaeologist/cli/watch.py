@@ -65,7 +65,10 @@ def watch(  # noqa: PLR0917 -- the options of the command
             await run(asked, file, empty, bus=settings.bus, stop=stop)
 
     if once:
-        count = asyncio.run(run_once(asked, file, empty, bus=settings.bus))
-        typer.echo(f"{count} announced")
+        if not place.is_dir():
+            msg = f"folder {str(place)!r} is not there; check the name, or leave out --once, which waits for it"
+            raise UsageError(msg)
+        found = asyncio.run(run_once(asked, file, empty, bus=settings.bus))
+        typer.echo(f"{found.announced} announced" + (f", {found.not_whole} not whole" if found.not_whole else ""))
     else:
         asyncio.run(watched())

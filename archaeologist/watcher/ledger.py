@@ -8,7 +8,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from archaeologist.artifacts.store import put_in_place, write_whole
 from archaeologist.errors import ArtifactInvalid, ArtifactUnwritable, WatcherRunning
 from archaeologist.files import read_bounded
-from contracts.messages import CheckpointSaved
+from contracts.messages import CheckpointSaved, RequestId
 from contracts.prepared import prepare
 
 MAX_KNOWN: Final = 10_000
@@ -44,9 +44,9 @@ class Ledger(Struct, frozen=True, kw_only=True):
         known = {**{key: value for key, value in self.known.items() if key != name}, name: fingerprint}
         return replace(self, known=known, pending=self.pending if message is None else (*self.pending, message))
 
-    def without_pending(self, message: CheckpointSaved) -> "Ledger":
-        """A message less on its way."""
-        return replace(self, pending=tuple(one for one in self.pending if one.request_id != message.request_id))
+    def without_pending(self, confirmed: Container[RequestId | None]) -> "Ledger":
+        """Without these messages on their way."""
+        return replace(self, pending=tuple(one for one in self.pending if one.request_id not in confirmed))
 
     def thinned(self, present: Mapping[str, object]) -> "Ledger":
         """The ledger without the oldest of what is gone, where that is too much."""

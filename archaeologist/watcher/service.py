@@ -7,7 +7,7 @@ meanwhile goes out in its order when the bus is back.
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 import watchfiles
@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from archaeologist import tasks
-from archaeologist.bus.connection import connected
+from archaeologist.bus.connection import Bus, connected
 from archaeologist.bus.publisher import publish
 from archaeologist.errors import BusUnavailable, PermanentError, TemporaryError
 from archaeologist.settings import BusSettings
@@ -23,7 +23,7 @@ from archaeologist.watcher.ledger import Ledger, LedgerFile
 from archaeologist.watcher.mounts import is_shared
 from archaeologist.watcher.survey import Rules, Survey
 from contracts import subjects
-from contracts.messages import CheckpointSaved, encode
+from contracts.messages import CheckpointSaved, RequestId, encode
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +36,9 @@ DEBOUNCE_MILLISECONDS: Final = 500
 PUBLISH_SECONDS: Final = 5.0
 LONGEST_RETRY_SECONDS: Final = 15.0
 ONCE_SECONDS: Final = 10.0
-"""How long a single look waits for the bus."""
+"""How long a single look waits for the bus to confirm one more."""
+BATCH: Final = 200
+"""Messages that are confirmed before the ledger is written; of those, a death sends some again, under their ids."""
 
 
 class Watch(Struct, frozen=True, kw_only=True):
@@ -65,8 +67,16 @@ async def run(watch: Watch, file: LedgerFile, empty: Ledger, *, bus: BusSettings
                 group.create_task(duty).add_done_callback(lambda _: stop.set())
 
 
-async def run_once(watch: Watch, file: LedgerFile, empty: Ledger, *, bus: BusSettings) -> int:
-    """Announces what is there; how many checkpoints were announced now.
+class Once(NamedTuple):
+    """What came of a single look: numbers of checkpoints."""
+
+    announced: int
+    not_whole: int
+    """Each was told, with what it lacks."""
+
+
+async def run_once(watch: Watch, file: LedgerFile, empty: Ledger, *, bus: BusSettings) -> Once:
+    """Announces what is there.
 
     Raises:
         BusUnavailable: Not everything was confirmed; the next run goes on with it.
@@ -74,18 +84,17 @@ async def run_once(watch: Watch, file: LedgerFile, empty: Ledger, *, bus: BusSet
     """
     with file.held():
         watcher = await asyncio.to_thread(_Watcher.begun, watch, file, empty)
-        await watcher.look_until_settled()
+        not_whole = await watcher.look_until_settled()
         waiting = len(watcher.ledger.pending)
         stop = asyncio.Event()
         delivering = asyncio.create_task(watcher.deliver_until(stop, bus))
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(watcher.delivered.wait(), ONCE_SECONDS)
+        await watcher.until_delivered(ONCE_SECONDS)
         stop.set()
         await tasks.end(delivering)
         if left := len(watcher.ledger.pending):
             msg = f"{left} of {waiting} checkpoints were not announced, the bus did not answer; run it again"
             raise BusUnavailable(msg)
-        return waiting
+        return Once(waiting, not_whole)
 
 
 class _Watcher:
@@ -98,7 +107,8 @@ class _Watcher:
         self._survey = Survey(watch.rules, ledger.known)
         self._writing = asyncio.Lock()
         self._changed = asyncio.Event()
-        self.delivered = asyncio.Event()
+        self._advanced = asyncio.Event()
+        self._is_delivered = False
 
     @classmethod
     def begun(cls, watch: Watch, file: LedgerFile, empty: Ledger) -> "_Watcher":
@@ -121,13 +131,14 @@ class _Watcher:
         async for _ in _wakes(self._watch, self._survey, stop):
             await self._look()
 
-    async def look_until_settled(self) -> None:
-        """Looks until what is there is whole, or has not changed for long enough to be called broken."""
+    async def look_until_settled(self) -> int:
+        """Looks until what is there is whole, or has not changed for long enough to be called broken; how many are."""
         patience = self._watch.rules.quiet_seconds + SOON_SECONDS
         await self._look()
         while any(still < patience for still in self._survey.unsettled.values()):
             await asyncio.sleep(SOON_SECONDS)
             await self._look()
+        return self._survey.tell_lacking()
 
     async def _look(self) -> None:
         new = await asyncio.to_thread(lambda: list(self._survey.look(self.ledger)))
@@ -149,6 +160,15 @@ class _Watcher:
 
     # Sending.
 
+    async def until_delivered(self, patience_seconds: float) -> None:
+        """Waits until everything is confirmed, or nothing more was for so long."""
+        while not self._is_delivered:
+            self._advanced.clear()
+            try:
+                await asyncio.wait_for(self._advanced.wait(), patience_seconds)
+            except TimeoutError:
+                return
+
     async def deliver_until(self, stop: asyncio.Event, bus: BusSettings) -> None:
         """Sends what is pending, in its order, for as long as it takes."""
         retry, told = SOON_SECONDS, ""
@@ -163,7 +183,8 @@ class _Watcher:
                 retry = min(2 * retry, LONGEST_RETRY_SECONDS)
             else:
                 retry, told = SOON_SECONDS, ""
-                self.delivered.set()
+                self._is_delivered = True
+                self._advanced.set()
                 await self._until_changed(stop)
 
     async def _deliver(self, bus: BusSettings) -> None:
@@ -172,29 +193,36 @@ class _Watcher:
             return
         async with connected(bus, name="archaeologist-watch") as connection:
             while self.ledger.pending:
-                message = self.ledger.pending[0]
+                confirmed: set[RequestId | None] = set()
                 try:
-                    await publish(
-                        connection,
-                        subjects.CHECKPOINT_SAVED,
-                        encode(message),
-                        message_id=str(message.request_id),
-                        deadline_seconds=PUBLISH_SECONDS,
-                    )
-                except PermanentError as error:
-                    await log.aerror("not announced", step=message.checkpoint_step, code=error.code, reason=str(error))
-                else:
-                    await log.ainfo("announced", step=message.checkpoint_step, request_id=message.request_id)
-                await self._confirmed(message)
-
-    async def _confirmed(self, message: CheckpointSaved) -> None:
-        # From the ledger of now: looking may have added to it meanwhile.
-        await self._keep(self.ledger.without_pending(message))
+                    for message in self.ledger.pending[:BATCH]:
+                        await _publish(connection, message)
+                        confirmed.add(message.request_id)
+                        self._advanced.set()
+                finally:
+                    # From the ledger of now: looking may have added to it meanwhile.
+                    await self._keep(self.ledger.without_pending(confirmed))
 
     async def _until_changed(self, stop: asyncio.Event) -> None:
         waits = {asyncio.ensure_future(self._changed.wait()), asyncio.ensure_future(stop.wait())}
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         await tasks.end(*waits)
+
+
+async def _publish(connection: Bus, message: CheckpointSaved) -> None:
+    """Sends a message and waits for its confirmation; what the bus never takes is told and passed over."""
+    try:
+        await publish(
+            connection,
+            subjects.CHECKPOINT_SAVED,
+            encode(message),
+            message_id=str(message.request_id),
+            deadline_seconds=PUBLISH_SECONDS,
+        )
+    except PermanentError as error:
+        await log.aerror("not announced", step=message.checkpoint_step, code=error.code, reason=str(error))
+    else:
+        await log.ainfo("announced", step=message.checkpoint_step, request_id=message.request_id)
 
 
 async def _wakes(watch: Watch, survey: Survey, stop: asyncio.Event) -> AsyncGenerator[None]:

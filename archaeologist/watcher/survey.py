@@ -77,6 +77,7 @@ class Survey:
         self._told: dict[str, tuple[Mark, ...]] = {}
         self.unsettled: dict[str, float] = {}
         """Checkpoints that are not whole yet: for how many seconds nothing of each has changed."""
+        self._lacking: dict[str, CheckpointError | PathOutsideRoot] = {}
 
     @property
     def present(self) -> dict[str, tuple[Mark, ...]]:
@@ -93,7 +94,7 @@ class Survey:
         for memory in (self._settled, self._still, self._told):
             for name in memory.keys() - paths.keys():
                 del memory[name]
-        self.unsettled = {}
+        self.unsettled, self._lacking = {}, {}
         for name, path in paths.items():
             if is_unicode(name):
                 if found := self._examine(name, path, ledger):
@@ -110,6 +111,8 @@ class Survey:
             still = self._still.setdefault(name, Stillness()).seconds(seen.marks, now=time.monotonic())
             if not is_ready(seen, still_seconds=still, quiet_seconds=self._rules.quiet_seconds):
                 self.unsettled[name] = still
+                if seen.lacking is not None:
+                    self._lacking[name] = seen.lacking
                 self._complain(name, seen, still)
                 return None
             step = step_in(path)
@@ -131,7 +134,17 @@ class Survey:
     def _complain(self, name: str, seen: Look, still: float) -> None:
         if still >= COMPLAIN_AFTER_SECONDS and seen.lacking is not None and self._told.get(name) != seen.marks:
             self._told[name] = seen.marks
-            log.warning("not announced: not whole", checkpoint=name, code=seen.lacking.code, reason=str(seen.lacking))
+            _tell(name, seen.lacking)
+
+    def tell_lacking(self) -> int:
+        """Tells each checkpoint that the newest look found not whole, with what it lacks; how many they are."""
+        for name, error in self._lacking.items():
+            _tell(name, error)
+        return len(self._lacking)
+
+
+def _tell(name: str, error: CheckpointError | PathOutsideRoot) -> None:
+    log.warning("not announced: not whole", checkpoint=name, code=error.code, reason=str(error))
 
 
 def candidates(rules: Rules) -> list[Path]:

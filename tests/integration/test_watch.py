@@ -8,9 +8,15 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from archaeologist.bus.publisher import publish
+from archaeologist.settings import BusSettings
+from archaeologist.watcher import service
+from archaeologist.watcher.ledger import Ledger, LedgerFile
+from archaeologist.watcher.survey import Rules
 from tests.fixtures.announcements import announced, make_streams
 from tests.fixtures.checkpoints import write_checkpoint
 from tests.fixtures.programs import UNMEASURED
@@ -183,3 +189,48 @@ async def test_only_new_ones_where_that_is_asked(server: Server, tmp_path: Path)
         await until_announced(server, 4)
         write_checkpoint(watcher.folder / "checkpoint-5", seed=5)
         await until_announced(server, 4, 5)
+
+
+async def test_one_look_waits_while_the_bus_confirms_one_after_another_and_writes_many_down_at_once(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+
+    async def publish_slowly(*arguments: Any, **options: Any) -> None:
+        await asyncio.sleep(0.5)
+        await publish(*arguments, **options)
+
+    class Counted(LedgerFile):
+        def write(self, ledger: Ledger) -> None:
+            written.append(len(ledger.pending))
+            super().write(ledger)
+
+    monkeypatch.setattr(service, "ONCE_SECONDS", 2.0)
+    monkeypatch.setattr(service, "publish", publish_slowly)
+    for step in range(1, 7):
+        write_checkpoint(tmp_path / f"checkpoint-{step}", seed=step, step=step)
+    empty = Ledger(folder=str(tmp_path), hero_id="hero", campaign_id="one")
+    watch = service.Watch(rules=Rules(folder=tmp_path))
+    bus = BusSettings(url=server.url)
+    once = await service.run_once(watch, Counted(tmp_path / "state", empty), empty, bus=bus)
+    assert once == (6, 0)
+    assert await steps(server) == [1, 2, 3, 4, 5, 6]
+    assert written == [0, 6, 0]
+
+
+async def test_one_look_names_what_is_not_whole_and_a_folder_that_is_not_there(server: Server, tmp_path: Path) -> None:
+    watcher = Watcher(server, tmp_path / "root")
+    async with watcher.running("--once") as process:
+        assert await process.wait() == 2
+    said = watcher.log_path.read_text()
+    assert f"folder '{watcher.folder}' is not there" in said
+    watcher.save(2)
+    weights = watcher.save(4) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    async with watcher.running("--once", "--quiet", "0.1") as process:
+        assert await process.wait() == 0
+    said = watcher.log_path.read_text()
+    [told] = [line for line in said.splitlines() if "not announced: not whole" in line]
+    assert "checkpoint-4" in told
+    assert "header_invalid" in told
+    assert said.endswith("1 announced, 1 not whole\n")
