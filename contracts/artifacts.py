@@ -738,7 +738,8 @@ class HealthTimeline(Struct, frozen=True, kw_only=True):
     """Of the predictions on the probes, in nats."""
     loss: tuple[float | None, ...] = ()
     probes: tuple[str | None, ...] = ()
-    """SHA-256 over the probes' and the token ids' hashes: only checkpoints with the same one compare."""
+    """SHA-256 over the architecture, the probes' and the token ids' hashes and ``rankme_tokens``: only checkpoints with
+    the same one compare."""
     alerts: tuple[HealthAlert, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
 

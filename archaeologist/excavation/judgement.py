@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from archaeologist.artifacts.conditions import conditions
 from archaeologist.artifacts.storage import read_stored, stored
 from archaeologist.errors import ArchiveUnavailable
 from archaeologist.statistics import collapse
@@ -196,8 +197,12 @@ def _reading(health: _Health) -> Reading:
 
 def _probes(health: _Health) -> tuple[str, ...]:
     probes = health.probe_info or _Probes()
-    tokens = sorted({block.rankme_tokens for block in health.activation_stats.values()})
-    return (health.architecture or "", probes.sha256, probes.tokenizer_sha256, *map(str, tokens))
+    return conditions(
+        architecture=health.architecture,
+        probes=probes.sha256,
+        tokenizer=probes.tokenizer_sha256,
+        rankme_tokens=(block.rankme_tokens for block in health.activation_stats.values()),
+    )
 
 
 def _values(health: _Health, drift: _Drift) -> dict[str, float | None]:

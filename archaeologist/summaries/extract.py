@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from archaeologist.artifacts.conditions import conditions
 from archaeologist.summaries.ledger import Sheet
 from contracts.artifacts import (
     Alert,
@@ -193,8 +194,14 @@ def _kind(artifact: LayerStats, name: str) -> str:
 
 
 def _probes(artifact: LayerStats) -> str | None:
-    """One hash for what the model was run on."""
+    """One hash for what the model was run on, and how."""
     info = artifact.probe_info
     if info is None:
         return None
-    return hashlib.sha256(f"{info.sha256}:{info.tokenizer_sha256}".encode()).hexdigest()
+    found = conditions(
+        architecture=artifact.architecture,
+        probes=info.sha256,
+        tokenizer=info.tokenizer_sha256,
+        rankme_tokens=(block.rankme_tokens for block in artifact.activation_stats.values()),
+    )
+    return hashlib.sha256(msgspec.json.encode(found)).hexdigest()

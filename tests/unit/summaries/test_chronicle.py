@@ -17,7 +17,7 @@ from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.errors import ArtifactUnwritable, SummariesLate
 from archaeologist.summaries import chronicle, store
 from archaeologist.summaries.chronicle import rebuild, update
-from archaeologist.summaries.sources import is_current
+from archaeologist.summaries.sources import FORMAT, is_current
 from contracts.artifacts import Alert, DriftTimeline, HealthTimeline
 from tests.fixtures.histories import Weights, artifact, folder_in, place_whole, put, put_all, with_activations
 
@@ -196,6 +196,34 @@ def test_a_store_of_another_program_version_is_not_used(
     store.save(_made(folder.summaries), store.Store(program="0.0.1"))
     monkeypatch.undo()
     assert store.load(folder.summaries) == store.Store()
+
+
+def test_a_store_of_an_older_format_is_not_used(folder: CampaignFolder) -> None:
+    put_all(folder, {step: weights(step) for step in STEPS})
+    update(folder)
+    store.save(folder.summaries, replace(store.load(folder.summaries), format=FORMAT - 1))
+    assert store.load(folder.summaries) == store.Store()
+    assert update(folder).read == 4
+
+
+def test_only_checkpoints_that_were_run_alike_have_the_same_probes(folder: CampaignFolder) -> None:
+    found = with_activations(artifact(100, weights(100)), std=1.0, entropy=2.0)
+    active = {name: replace(block, rankme_tokens=512) for name, block in found.activation_stats.items()}
+    assert found.probe_info is not None
+    others = (
+        found,
+        replace(found, architecture="Qwen3ForCausalLM"),
+        replace(found, activation_stats=active),
+        replace(found, probe_info=replace(found.probe_info, sha256="other")),
+        replace(found, probe_info=replace(found.probe_info, tokenizer_sha256="other")),
+        replace(found, output_stats=None),
+    )
+    for step, other in zip(range(100, 700, 100), others, strict=True):
+        place_whole(folder.layer_stats(step), msgspec.json.encode(replace(other, checkpoint_step=step)))
+    update(folder)
+    probes = health(folder).probes
+    assert len(set(probes)) == 5
+    assert probes[0] == probes[5], "what was measured does not matter"
 
 
 def _made(folder: Path) -> Path:
