@@ -1,6 +1,6 @@
 """What the health timeline supports: alerts, NaN and infinity, on how many checkpoints there is no sign of collapse."""
 
-from typing import Final, Literal
+from typing import Final
 
 from archaeologist.findings.wording import at, counted, finite, labels, number
 from contracts.artifacts import HealthAlert, HealthTimeline
@@ -75,30 +75,32 @@ def _nonfinite(health: HealthTimeline) -> list[Finding]:
 
 
 def _groups(health: HealthTimeline) -> list[list[HealthAlert]]:
-    """The alerts of one metric and part together, the newest of each first; the most severe and newest group first."""
+    """The alerts of one metric and part together; of alerts and groups the most severe, then the newest first."""
     found: dict[tuple[str, str, str], list[HealthAlert]] = {}
-    for alert in sorted(health.alerts, key=lambda alert: -alert.checkpoint_step):
+    for alert in sorted(health.alerts, key=lambda alert: (alert.severity != "critical", -alert.checkpoint_step)):
         block = alert.block or "" if alert.family == "weights" else ""
         found.setdefault((alert.family, alert.metric, block), []).append(alert)
-    return sorted(found.values(), key=lambda group: (_severity(group) != "critical", -group[0].checkpoint_step))
-
-
-def _severity(group: list[HealthAlert]) -> Literal["warning", "critical"]:
-    return "critical" if any(alert.severity == "critical" for alert in group) else "warning"
+    return sorted(found.values(), key=lambda group: (group[0].severity != "critical", -group[0].checkpoint_step))
 
 
 def _alert(group: list[HealthAlert], health: HealthTimeline) -> Finding:
     alert = group[0]
-    steps = {one.checkpoint_step for one in group} - {alert.checkpoint_step}
-    earlier = f"; alerts at {counted(len(steps), 'earlier checkpoint')} too" if steps else ""
     return Finding(
         topic="alert",
-        severity=_severity(group),
-        text=f"{_said(alert, health)}{_since(alert, health)}{earlier}.",
+        severity=alert.severity,
+        text=f"{_said(alert, health)}{_since(alert, health)}{_others(group)}.",
         basis=_basis(alert),
         confidence=alert.confidence,
         evidence=Evidence(block=alert.block, metric=alert.metric, step=alert.checkpoint_step),
     )
+
+
+def _others(group: list[HealthAlert]) -> str:
+    """The alerts beside the one that is told; none after it is as severe."""
+    steps, told = {alert.checkpoint_step for alert in group}, group[0].checkpoint_step
+    later, earlier = sum(step > told for step in steps), sum(step < told for step in steps)
+    warned = f"; warnings at {counted(later, 'later checkpoint')}" if later else ""
+    return warned + (f"; alerts at {counted(earlier, 'earlier checkpoint')} too" if earlier else "")
 
 
 def _said(alert: HealthAlert, health: HealthTimeline) -> str:
@@ -129,7 +131,27 @@ def _since(alert: HealthAlert, health: HealthTimeline) -> str:
     newest = health.checkpoints[-1]
     if alert.family != "weights" and not _is_measured(health, len(health.checkpoints) - 1):
         return f"; step {newest} was not measured"
-    return f"; step {newest} raised no critical one" if alert.severity == "critical" else ""
+    if alert.severity != "critical":
+        return ""
+    if alert.family != "weights" and alert.metric != "nonfinite" and not _is_alike(health, alert.checkpoint_step):
+        return f"; step {newest} was run otherwise and is not compared with it"
+    return f"; step {newest} raised no critical one{' of this metric' if _stands(health) else ''}"
+
+
+def _is_alike(health: HealthTimeline, step: int) -> bool:
+    """Whether the newest checkpoint was run on the same probes, in the same way, as another."""
+    if step not in health.checkpoints:
+        return True
+    return at(health.probes, health.checkpoints.index(step)) == at(health.probes, len(health.checkpoints) - 1)
+
+
+def _stands(health: HealthTimeline) -> bool:
+    """Whether something critical is known of the newest checkpoint."""
+    newest = len(health.checkpoints) - 1
+    broken = at(health.weight_nonfinite, newest)
+    return bool(broken) or any(
+        alert.severity == "critical" and alert.checkpoint_step >= health.checkpoints[newest] for alert in health.alerts
+    )
 
 
 def _basis(alert: HealthAlert) -> str:
@@ -173,7 +195,7 @@ def _no_sign(health: HealthTimeline, *, reason: str | None) -> Finding:
     late = "" if newest == total - 1 else f"; the newest, step {health.checkpoints[-1]}, was not measured"
     return Finding(
         topic="collapse",
-        severity="info" if is_low or late else "success",
+        severity="info" if is_low or late or _stands(health) else "success",
         text=f"No sign of collapse on {whole}{late}.",
         basis=f"{comparable} comparable checkpoints{': low confidence' if is_low else ''}"
         " (representation, entropy, KL)",

@@ -245,11 +245,42 @@ def test_alerts_of_one_metric_are_one_finding() -> None:
         (
             "critical",
             (
-                "Entropy of the next token (nats) at step 800 is 0.2, compared with 2: a sign of collapse;"
-                " alerts at 2 earlier checkpoints too."
+                "Entropy of the next token (nats) at step 700 is 0.2, compared with 2: a sign of collapse;"
+                " step 800 raised no critical one; warnings at 1 later checkpoint; alerts at 1 earlier checkpoint too."
             ),
         )
     ]
+
+
+def test_a_critical_alert_is_told_with_its_own_value_step_and_confidence() -> None:
+    told = (
+        alert(300, severity="critical", value=0.1),
+        alert(200, value=1.5),
+        alert(800, value=1.0, confidence="low"),
+    )
+    said = one(findings(drift(), health(8, alerts=told)), "alert")
+    assert said.text.startswith("Entropy of the next token (nats) at step 300 is 0.1, ")
+    assert (said.severity, said.confidence, said.evidence.step) == ("critical", "normal", 300)
+    assert said.basis == "judged against 6 earlier checkpoints"
+
+
+def test_a_checkpoint_that_was_run_otherwise_is_no_all_clear() -> None:
+    found = findings(drift(), health(8, probes=("a",) * 7 + ("b",), alerts=(alert(300, severity="critical"),)))
+    assert found[0].text.endswith("; step 800 was run otherwise and is not compared with it.")
+
+
+def test_that_one_metric_s_critical_alert_is_gone_does_not_hide_another_s() -> None:
+    told = (alert(300, severity="critical"), alert(800, severity="critical", family="representation", metric="rankme"))
+    found = findings(drift(), health(8, alerts=told))
+    assert found[1].text.endswith("; step 800 raised no critical one of this metric.")
+
+
+@pytest.mark.parametrize("has_alert", [True, False])
+def test_no_sign_of_collapse_is_no_success_beside_something_critical(has_alert: bool) -> None:  # noqa: FBT001
+    broken = alert(1200, severity="critical", family="weights", metric="nonfinite", value=3.0)
+    fields = {"alerts": (broken,)} if has_alert else {"weight_nonfinite": (0,) * 11 + (3,)}
+    found = one(findings(drift(), health(12, **fields)), "collapse")
+    assert (found.text, found.severity) == ("No sign of collapse on 12 checkpoints.", "info")
 
 
 def test_many_alerts_are_counted() -> None:
