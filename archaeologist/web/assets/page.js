@@ -91,7 +91,7 @@ async function checkpoints(campaign) {
   await select(byId("block").value, Number(byId("step").value));
 }
 
-// By relative L2, as cards and movers have it; the list comes by raw L2.
+// By the sum of relative L2, as the movers have it; the list comes by raw L2.
 async function farthest(campaign) {
   const { top_movers: movers } = await read(ofCampaign(campaign, "top_movers", { n: 1000 }));
   const known = movers.filter((one) => one.total_relative !== null);

@@ -25,7 +25,30 @@ def test_the_average_tells_how_the_newest_compares() -> None:
 def test_blocks_that_moved_alike_are_counted() -> None:
     totals = tuple(LayerTotal(layer=name, total_drift=1.0, total_relative=float(name == "lm_head")) for name in BLOCKS)
     found = cards(drift_timeline(), health_timeline(), replace(stability_report(), top_movers=totals))
-    assert found[2].detail == "relative L2 0 over 2 comparisons; as much as 2 others"
+    assert found[2].detail == "relative L2 0 on average over 2 comparisons; as much as 2 others"
+
+
+def test_blocks_are_ranked_by_their_own_comparisons() -> None:
+    moved = {BLOCKS[0]: (0.1,) * 6, BLOCKS[1]: (None,) * 3 + (0.2,) * 3, BLOCKS[2]: (0.15,) * 6, BLOCKS[3]: (0.3,) * 6}
+    timeline = drift_timeline(steps=tuple(range(100, 700, 100)))
+    layers = {name: replace(timeline.layers[name], relative_l2=values) for name, values in moved.items()}
+    known = {name: sum(value for value in values if value is not None) for name, values in moved.items()}
+    totals = tuple(LayerTotal(layer=name, total_drift=1.0, total_relative=total) for name, total in known.items())
+    report = replace(stability_report(), top_movers=totals)
+    _, most, least, _ = cards(replace(timeline, layers=layers), health_timeline(), report)
+    assert (most.block, least.block) == (BLOCKS[3], BLOCKS[0]), "the second block has the smallest sum"
+    some = {name: layers[name] for name in BLOCKS[:2]}
+    _, most, *_ = cards(replace(timeline, layers=some), health_timeline(), report)
+    assert most.block == BLOCKS[1]
+    assert most.detail == "relative L2 0.2 on average over 3 of 6 comparisons"
+
+
+def test_an_older_comparison_is_not_called_the_newest() -> None:
+    found = cards(replace(drift_timeline(), relative_l2=(0.02, None)), health_timeline(), None)[-1]
+    assert (found.value, found.detail) == ("0.02", "relative L2 over 1 of 2 comparisons; newest not known")
+    steps = (100, 200, 300)
+    timeline = replace(drift_timeline(steps=steps), relative_l2=(0.02, None, 0.04))
+    assert cards(timeline, health_timeline(), None)[-1].detail == "relative L2 over 2 of 3 comparisons; newest 0.04"
 
 
 def test_one_block_is_not_the_most_stable() -> None:
