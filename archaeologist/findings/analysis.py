@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from archaeologist.findings.function import function
-from archaeologist.findings.movement import compared, movement, resolution
+from archaeologist.findings.movement import compared, is_alike, movement, resolution
 from archaeologist.findings.wording import counted, finite, known_step, percent
 from contracts.artifacts import (
     Alert,
@@ -111,11 +111,13 @@ def _whole(whole: GlobalDriftStats, drift: Mapping[str, LayerDriftStats], step: 
     relative = finite(block.relative_l2) if block is not None else None
     if block is None or relative is None or block.below_resolution is not False:
         return None
+    others = (one for name, one in drift.items() if name != most and one.below_resolution is False)
+    ties = sum(is_alike(relative, one.relative_l2) for one in others)
     changed = "" if block.changed_fraction is None else f", {percent(block.changed_fraction)} of its values"
     return Finding(
         topic="movement",
         severity="info",
-        text=f"{most} moved most (relative L2 {relative:.2g}).",
+        text=f"{most}{f' and {ties} more' if ties else ''} moved most (relative L2 {relative:.2g}).",
         basis=f"{counted(len(drift), 'block')} compared{changed}",
         evidence=Evidence(block=most, metric="relative_l2", step=step),
     )

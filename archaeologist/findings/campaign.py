@@ -151,10 +151,11 @@ def _function(timeline: DriftTimeline, artifact: LayerStats | None, *, reference
 def _leader(timeline: DriftTimeline) -> Finding | None:
     """The block that moved most in at least half of the newest comparisons."""
     places = range(len(timeline.checkpoints))[-NEWEST:]
-    firsts = [first.move.name for place in places if (first := leader(comparison(timeline, place).moves))]
-    if len(firsts) < FEWEST_COMPARISONS:
+    firsts = [first for place in places if (first := leader(comparison(timeline, place).moves))]
+    alone = Counter(first.move.name for first in firsts if not first.ties)
+    if len(firsts) < FEWEST_COMPARISONS or not alone:
         return None
-    name, count = Counter(firsts).most_common(1)[0]
+    name, count = alone.most_common(1)[0]
     if 2 * count < len(firsts):
         return None
     label = labels({name: layer.layer_type for name, layer in timeline.layers.items()})[name]

@@ -1,5 +1,6 @@
 """What the drift of one comparison supports: which block stands out, and what is below the stored resolution."""
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Final
@@ -14,6 +15,8 @@ STANDS_OUT: Final = 1.5
 """Times the median that a block must have moved to stand out. A judgement."""
 FEWEST: Final = 3
 """Blocks that a median is taken of."""
+SAME: Final = 1e-9
+"""Two blocks whose relative L2 differ by less of themselves moved as far."""
 EXACT_TIMES: Final = 10
 """From here on a ratio has no decimals."""
 LEADS: Final = 1.1
@@ -60,6 +63,8 @@ class Leader(Struct, frozen=True, kw_only=True):
     median: float
     blocks: int
     """That the median is of."""
+    ties: int = 0
+    """How many others moved as far."""
 
 
 def compared(
@@ -121,7 +126,19 @@ def leader(moves: Sequence[Move]) -> Leader | None:
     ratio = finite(relative / middle) if middle > 0 else None
     if ratio is None:
         return None
-    return Leader(move=farthest, relative=relative, ratio=ratio, median=middle, blocks=len(candidates))
+    return Leader(
+        move=farthest,
+        relative=relative,
+        ratio=ratio,
+        median=middle,
+        blocks=len(candidates),
+        ties=sum(is_alike(relative, other) for _, other in candidates) - 1,
+    )
+
+
+def is_alike(relative: float, other: float | None) -> bool:
+    """Whether two blocks moved as far, but for rounding."""
+    return other is not None and math.isclose(relative, other, rel_tol=SAME)
 
 
 def movement(found: Comparison) -> Finding | None:
@@ -138,11 +155,12 @@ def movement(found: Comparison) -> Finding | None:
     if first is None:
         return None
     name = labels({move.name: move.kind for move in found.moves})[first.move.name]
-    times = f"{first.ratio:.1f} times" if first.ratio < EXACT_TIMES else f"{first.ratio:,.0f} times"
+    name += f" and {first.ties} more" if first.ties else ""
+    times = _times(first.ratio)
     if first.ratio < STANDS_OUT:
         text = f"No block stands out {found.since}: {name} moved most, {times} the median."
     else:
-        part = _leading_part(found.parts.get(first.move.name, {}))
+        part = None if first.ties else _leading_part(found.parts.get(first.move.name, {}))
         text = f"{name} moved {times} the median {found.since}{f'; {part} leads' if part else ''}."
     return Finding(
         topic="movement",
@@ -151,6 +169,13 @@ def movement(found: Comparison) -> Finding | None:
         basis=f"relative L2 {number(first.relative)}, median {number(first.median)} of {_blocks(first, found)}",
         evidence=Evidence(block=first.move.name, metric="relative_l2", step=found.step),
     )
+
+
+def _times(ratio: float) -> str:
+    """In words; what does not stand out is not rounded to what does."""
+    if ratio < STANDS_OUT:
+        return f"{math.floor(100 * ratio) / 100:.2f} times"
+    return f"{ratio:.1f} times" if ratio < EXACT_TIMES else f"{ratio:,.0f} times"
 
 
 def resolution(found: Comparison) -> Finding | None:

@@ -50,8 +50,10 @@ def number(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in percent; what is not all is not rounded to all."""
+    """A share in percent; what is not all is not rounded to all, nor what is something to nothing."""
     rounded = f"{share:.1%}"
+    if rounded == "0.0%" and share > 0:
+        return "less than 0.1%"
     return "over 99.9%" if rounded == "100.0%" and share < 1 else rounded
 
 

@@ -76,6 +76,15 @@ def test_two_blocks_are_ranked_without_a_median() -> None:
     assert texts(artifact(0.1, 0.3))[1:] == ["model.layers.1 moved most (relative L2 0.3)."]
 
 
+def test_two_blocks_that_moved_as_far_are_both_counted() -> None:
+    assert texts(artifact(0.3, 0.3))[1:] == ["model.layers.1 and 1 more moved most (relative L2 0.3)."]
+
+
+def test_a_small_share_that_changed_is_not_none() -> None:
+    found = of_artifact(artifact(0.1, 0.3, changed=1e-6))
+    assert found[1].basis == "2 blocks compared, less than 0.1% of its values"
+
+
 def test_rounding_moves_nothing() -> None:
     assert texts(artifact(0.1, 0.3, below=True, changed=0.2))[1:] == [
         "2 of 2 blocks are below the resolution of the stored precision: drift there is rounding."

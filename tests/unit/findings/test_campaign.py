@@ -116,6 +116,29 @@ def test_blocks_that_moved_alike_give_none_that_stands_out() -> None:
     assert one(found, "movement").text.startswith("No block stands out since step 100")
 
 
+@pytest.mark.parametrize(
+    ("moved", "said"),
+    [
+        (
+            (0.1, 0.1, 0.1, 0.1),
+            "No block stands out since step 100: Block 0 and 3 more moved most, 1.00 times the median.",
+        ),
+        ((0.3, 0.3, 0.1, 0.1, 0.1), "Block 0 and 1 more moved 3.0 times the median since step 100."),
+        ((0.1, 0.1, 0.1496), "No block stands out since step 100: Block 2 moved most, 1.49 times the median."),
+        ((0.1, 0.1, 0.151), "Block 2 moved 1.5 times the median since step 100."),
+    ],
+)
+def test_ties_are_told_and_what_does_not_stand_out_does_not_read_so(moved: tuple[float, ...], said: str) -> None:
+    layers = (layer(f"model.layers.{number}", value) for number, value in enumerate(moved))
+    assert one(findings(drift(*layers), health(2)), "movement").text == said
+
+
+def test_of_blocks_that_always_tie_none_leads() -> None:
+    steps = (200, 300, 400, 500)
+    moved = [layer(name, *(0.05,) * 4) for name in NAMES]
+    assert all(found.topic != "leader" for found in findings(drift(*moved, steps=steps), health(5)))
+
+
 def test_drift_below_the_resolution_is_rounding_and_moves_no_block() -> None:
     found = findings(drift(*(layer(name, 0.01, below=True, changed=0.2) for name in NAMES)), health(2))
     assert one(found, "resolution").text == (

@@ -20,6 +20,8 @@ def test_the_average_tells_how_the_newest_compares() -> None:
     average = cards(timeline, health_timeline(), None)[-1]
     assert (average.value, average.trend) == ("0.025", (0.04, 0.01))
     assert average.detail.endswith("newest 0.01, 75.0% less than before")
+    slower = cards(replace(timeline, relative_l2=(0.02, 0.020001)), health_timeline(), None)[-1]
+    assert slower.detail.endswith("newest 0.02, less than 0.1% more than before")
 
 
 def test_blocks_that_moved_alike_are_counted() -> None:
