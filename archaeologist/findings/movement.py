@@ -174,7 +174,7 @@ def movement(found: Comparison) -> Finding | None:
 def _times(ratio: float) -> str:
     """In words; what does not stand out is not rounded to what does."""
     if ratio < STANDS_OUT:
-        return f"{math.floor(100 * ratio) / 100:.2f} times"
+        return f"{min(ratio, STANDS_OUT - 0.01):.2f} times"
     return f"{ratio:.1f} times" if ratio < EXACT_TIMES else f"{ratio:,.0f} times"
 
 

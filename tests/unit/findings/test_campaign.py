@@ -124,6 +124,7 @@ def test_blocks_that_moved_alike_give_none_that_stands_out() -> None:
             "No block stands out since step 100: Block 0 and 3 more moved most, 1.00 times the median.",
         ),
         ((0.3, 0.3, 0.1, 0.1, 0.1), "Block 0 and 1 more moved 3.0 times the median since step 100."),
+        ((0.1, 0.1, 0.149), "No block stands out since step 100: Block 2 moved most, 1.49 times the median."),
         ((0.1, 0.1, 0.1496), "No block stands out since step 100: Block 2 moved most, 1.49 times the median."),
         ((0.1, 0.1, 0.151), "Block 2 moved 1.5 times the median since step 100."),
     ],
