@@ -27,6 +27,7 @@ from archaeologist.findings.places import section
 from archaeologist.report import tables
 from archaeologist.report.campaign import Campaign
 from archaeologist.report.provenance import provenance
+from archaeologist.texts import visible
 from contracts.findings import Card, Finding
 
 ICONS: Final = {"critical": "✕", "warning": "▲", "success": "✓", "info": "·"}
@@ -49,6 +50,8 @@ def rendered(campaign: Campaign, *, written: datetime) -> str:
         loader=PackageLoader("archaeologist.report"),
         autoescape=True,
         undefined=StrictUndefined,
+        # Before names are escaped as HTML: what turns the direction of text would show another name.
+        finalize=lambda value: visible(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -153,7 +156,7 @@ def _anchor(found: Finding, blocks: list[str], *, metrics: tuple[str, ...]) -> s
 
 def _card(card: Card) -> dict[str, Any]:
     # A long name breaks where its words end.
-    value = escape(card.value).replace("_", Markup("_<wbr>"))
+    value = escape(visible(card.value)).replace("_", Markup("_<wbr>"))
     return {"title": card.title, "value": value, "detail": card.detail, "line": list(_lines(card.trend))}
 
 

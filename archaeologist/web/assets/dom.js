@@ -1,8 +1,14 @@
-// Pieces of the document. Data becomes text, never markup.
+// Pieces of the document. Data becomes text, never markup, and what turns the direction of text becomes visible.
 
 export const ABSENT = "–";
 
 export const byId = (id) => document.getElementById(id);
+
+const STEERING = /[\u061c\u007f-\u009f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]/g;
+const SPOKEN = new Set(["title", "aria-label"]);
+
+const visible = (text) =>
+  typeof text === "string" ? text.replace(STEERING, (found) => `\\u${found.charCodeAt(0).toString(16).padStart(4, "0")}`) : text;
 
 // An element with attributes and children; a string is a text node. `on…` is a listener, false and null leave out.
 export function make(tag, attributes = {}, ...children) {
@@ -10,16 +16,16 @@ export function make(tag, attributes = {}, ...children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) continue;
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else node.setAttribute(name, value === true ? "" : String(value));
+    else node.setAttribute(name, value === true ? "" : SPOKEN.has(name) ? visible(String(value)) : String(value));
   }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
+  node.append(...children.filter((child) => child !== null && child !== undefined).map(visible));
   return node;
 }
 
-export const fill = (node, ...children) => node.replaceChildren(...children.filter((child) => child !== null));
+export const fill = (node, ...children) => node.replaceChildren(...children.filter((child) => child !== null).map(visible));
 
 export function say(id, text) {
-  byId(id).textContent = text;
+  byId(id).textContent = visible(text);
 }
 
 export function number(value) {

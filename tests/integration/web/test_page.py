@@ -27,7 +27,9 @@ from tests.integration.daemon.house import CAMPAIGN, HERO, House, with_quick_chi
 from tests.integration.web.conftest import until_ready
 
 PATIENCE_MILLISECONDS: Final = 20_000
-HOSTILE: Final = "model.<img src=x onerror=alert(1)>"
+HOSTILE: Final = "model.<img src=x onerror=alert(1)>\u202e"
+HOSTILE_SHOWN: Final = HOSTILE.replace("\u202e", r"\u202e")
+"""What would turn the direction of the text after it is written out."""
 SKILL: Final = "<b>sums</b>"
 LAYERS: Final = 6
 STEPS: Final = range(100, 900, 100)
@@ -230,9 +232,11 @@ async def a_frame_that_is_resized_is_drawn_for_its_width(tab: Tab) -> None:
 async def names_are_text(tab: Tab) -> None:
     assert await tab.page.locator("img").count() == 0
     await tab.page.locator("#block").select_option(HOSTILE)
+    assert "\u202e" not in await tab.page.locator("body").inner_text()
+    await expect(tab.page.locator("#block option:checked")).to_have_text(HOSTILE_SHOWN)
     await expect(tab.page.locator("#cell-detail")).to_contain_text("drift: relative l2")
     await tab.page.locator("#strata .behind summary").click()
-    await expect(tab.page.locator("#table-strata th", has_text=HOSTILE)).to_be_visible()
+    await expect(tab.page.locator("#table-strata th", has_text=HOSTILE_SHOWN)).to_be_visible()
     await expect(tab.page.locator("#alerts")).to_contain_text("critical")
     await expect(tab.page.locator("#findings-list .critical")).to_contain_text("alert at step 800")
     await expect(tab.page.locator("#skill")).to_have_value(SKILL)
@@ -245,7 +249,7 @@ async def a_checkpoint_is_shown_whole(tab: Tab) -> None:
     await tab.page.get_by_role("button", name="View step 800").click()
     detail = tab.page.locator("#detail")
     await expect(detail).to_contain_text("entropy <i>fell")
-    await expect(detail.locator("th", has_text=HOSTILE).first).to_be_attached()
+    await expect(detail.locator("th", has_text=HOSTILE_SHOWN).first).to_be_attached()
     async with tab.page.expect_download() as waiting:
         await detail.get_by_text("Download JSON").click()
     path = await (await waiting.value).path()

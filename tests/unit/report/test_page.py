@@ -56,6 +56,13 @@ def campaign(blocks: tuple[str, ...] = BLOCKS, **fields: Any) -> Campaign:
     return Campaign(**(values | fields))
 
 
+def test_what_turns_the_direction_of_a_name_is_written_out() -> None:
+    turned = ("model.layers.\u202e0", *BLOCKS[1:])
+    html = rendered(campaign(turned), written=WRITTEN)
+    assert "\u202e" not in html
+    assert r"<h3>model.layers.\u202e0</h3>" in html
+
+
 class Document(HTMLParser):
     """What a browser would see of a report."""
 
