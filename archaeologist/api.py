@@ -30,7 +30,7 @@ from archaeologist.checkpoints.fingerprint import fingerprint
 from archaeologist.checkpoints.index import read_index
 from archaeologist.checkpoints.steps import step_of
 from archaeologist.daemon.child import ChildLimits, run_child
-from archaeologist.errors import ArchaeologistError, ArtifactInvalid, ArtifactUnwritable, PermanentError, UsageError
+from archaeologist.errors import ArtifactInvalid, ArtifactUnwritable, UsageError, class_of
 from archaeologist.jobs import job_key
 from archaeologist.probes.sets import digest, load
 from contracts.artifacts import LayerDrift, LayerStats
@@ -486,17 +486,7 @@ def default_cache() -> Path:
 
 def raise_coded(error: EventError) -> NoReturn:
     """Raises the error class that has a code; the code of a later version's class becomes a PermanentError."""
-    raise _class_of(error.code)(error.message)
-
-
-def _class_of(code: str) -> type[ArchaeologistError]:
-    waiting = ArchaeologistError.__subclasses__()
-    while waiting:
-        kind = waiting.pop()
-        if vars(kind).get("code") == code:
-            return kind
-        waiting.extend(kind.__subclasses__())
-    return PermanentError
+    raise class_of(error.code)(error.message)
 
 
 def _run(main: Coroutine[Any, Any, T]) -> T:

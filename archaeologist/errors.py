@@ -470,3 +470,17 @@ def known_codes() -> tuple[str, ...]:
     """Every code there is, sorted."""
     classes = (found for found in globals().values() if isinstance(found, type))
     return tuple(sorted({found.code for found in classes if issubclass(found, ArchaeologistError)}))
+
+
+# Codes that come back from a file or another process.
+
+
+def class_of(code: str) -> type[ArchaeologistError]:
+    """The class that has a code; a later version's code becomes a PermanentError."""
+    waiting = ArchaeologistError.__subclasses__()
+    while waiting:
+        kind = waiting.pop()
+        if vars(kind).get("code") == code:
+            return kind
+        waiting.extend(kind.__subclasses__())
+    return PermanentError

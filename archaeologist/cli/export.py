@@ -79,12 +79,13 @@ def _artifacts(folder: "CampaignFolder") -> "Iterator[LayerStats]":
 
 def _write_series(folder: "CampaignFolder", path: Path, form: str) -> int:
     from archaeologist.export.series import by_step, times
-    from archaeologist.report.campaign import read_campaign
+    from archaeologist.report.campaign import check_readable, read_campaign
     from archaeologist.summaries.skills import read_history
 
     found = read_campaign(folder)
     for note in found.notes:
         _notice(note)
+    check_readable(found)
     scalars = by_step(found.timeline, found.health, read_history(folder))
     if form == "tensorboard":
         from archaeologist.export.tensorboard import write_events

@@ -27,7 +27,7 @@ def report(
     from archaeologist.cli.campaigns import named_campaign
     from archaeologist.errors import UsageError
     from archaeologist.report.browser import find_browser, screenshot
-    from archaeologist.report.campaign import read_campaign
+    from archaeologist.report.campaign import check_readable, read_campaign
     from archaeologist.report.page import rendered
 
     folder = named_campaign(campaign, root=read_settings(config=config, root=root).root_path)
@@ -38,6 +38,7 @@ def report(
     # Before the work, so that nobody waits for an answer that was clear.
     browser = find_browser() if png else None
     found = read_campaign(folder)
+    check_readable(found)
     content = rendered(found, written=datetime.now(UTC)).encode()
     with whole_file(path) as temporary:
         temporary.write_bytes(content)

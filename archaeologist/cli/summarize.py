@@ -34,6 +34,19 @@ def summarize(
         first, error = failures[0]
         msg = f"{len(failures)} of {len(rows)} campaigns not summarized, first {first}: {error}"
         raise type(error)(msg) from error
+    _refuse_left_out(rows)
+
+
+def _refuse_left_out(rows: list[dict[str, Any]]) -> None:
+    """Ends with the code of what could not be read; a sketch that the budget took is no fault."""
+    from archaeologist.errors import SketchThinned, class_of
+
+    faults = [(row, one) for row in rows for one in row["left_out"] if one.code != SketchThinned.code]
+    if faults:
+        row, first = faults[0]
+        noun = "file" if len(faults) == 1 else "files"
+        msg = f"{len(faults)} {noun} left out, first {first.file} of {row['campaign']}: {first.reason}"
+        raise class_of(first.code)(msg)
 
 
 def _summarized(folder: "CampaignFolder", failures: "list[tuple[str, ArchaeologistError]]") -> dict[str, Any]:

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.artifacts.store import read_layer_stats
-from archaeologist.errors import ArtifactInvalid, ArtifactMissing, ArtifactUnwritable, SummariesLate
+from archaeologist.errors import ArtifactInvalid, ArtifactMissing, ArtifactUnwritable, SummariesLate, class_of
 from archaeologist.figures.layer import Parts, parts_of
 from archaeologist.figures.movers import ranking
 from archaeologist.files import read_bounded
@@ -78,6 +78,20 @@ def read_campaign(folder: CampaignFolder) -> Campaign:
         parts=parts,
         notes=tuple(dict.fromkeys((*notes, *not_told))),
     )
+
+
+def check_readable(found: Campaign) -> None:
+    """Passes a campaign of which something is known, or in which nothing was analysed yet.
+
+    Raises:
+        ArchaeologistError: Of all its artifacts none can be read; with the code of the first one's fault.
+    """
+    left_out = found.health.left_out
+    if found.health.checkpoints or found.timeline.checkpoints or not left_out:
+        return
+    first = left_out[0]
+    msg = f"no artifact of {found.hero_id}/{found.campaign_id} can be read, first {first.file}: {first.reason}"
+    raise class_of(first.code)(msg)
 
 
 def _update(folder: CampaignFolder) -> tuple[str, ...]:

@@ -5,8 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from archaeologist.artifacts.archive import archive, rule_of
+from archaeologist.artifacts.paths import CampaignFolder
 from archaeologist.cli import app
 from archaeologist.report import browser
+from archaeologist.settings import ArchiveSettings, Settings
 from tests.fixtures.histories import CAMPAIGN, HERO, folder_in, put_all
 
 
@@ -34,6 +37,22 @@ def test_the_default_name_is_the_campaign_s(root: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(root)
     assert report(root) == 0
     assert (root / f"report-{HERO}-{CAMPAIGN}.html").exists()
+
+
+def test_a_campaign_of_which_nothing_can_be_read_is_refused_with_the_fault_s_code(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # On a WARM disk that is not mounted.
+    folder, warm = CampaignFolder.of(root, HERO, CAMPAIGN), tmp_path / "warm"
+    (warm / "campaigns").mkdir(parents=True)
+    settings = Settings(root=str(root), archive=ArchiveSettings(warm_root=str(warm), after_days=0.0))
+    assert archive(folder, rule_of(settings)).archived == 2
+    warm.rename(tmp_path / "away")
+    path = tmp_path / "r.html"
+    assert report(root, "--output", str(path)) == app.FAILED
+    assert "error: archive_unavailable: no artifact of hero/campaign can be read, first" in capsys.readouterr().err
+    assert not path.exists()
+    assert app.run(["export", f"{HERO}/{CAMPAIGN}", "--root", str(root), "--format", "tensorboard"]) == app.FAILED
 
 
 def test_a_folder_is_no_file(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,14 +1,17 @@
 """``summarize`` on campaigns on the disk, in this process."""
 
 import json
+import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from archaeologist.artifacts.paths import CampaignFolder
+from archaeologist.artifacts.thinning import thin
 from archaeologist.cli.app import run
-from tests.fixtures.histories import CAMPAIGN, HERO, folder_in, place_whole, put_all
+from tests.fixtures.histories import CAMPAIGN, HERO, folder_in, place_whole, put, put_all
 
 
 @pytest.fixture
@@ -23,8 +26,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CampaignFolder:
 
 def test_a_campaign_is_summarized_and_told_of(folder: CampaignFolder, capsys: pytest.CaptureFixture[str]) -> None:
     place_whole(folder.layer_stats(200), b"{")
-    assert run(["summarize", f"{HERO}/{CAMPAIGN}"]) == 0
-    out = capsys.readouterr().out
+    assert run(["summarize", f"{HERO}/{CAMPAIGN}"]) == 1
+    out, err = capsys.readouterr()
+    assert "error: artifact_invalid: 1 file left out, first layer_stats/ckpt-000200.layer_stats.json of hero/" in err
     assert out.startswith("hero/campaign: 2 checkpoints in ")
     assert "left out: layer_stats/ckpt-000200.layer_stats.json" in out
     assert {path.name for path in folder.summaries.glob("*.json")} == {
@@ -33,6 +37,19 @@ def test_a_campaign_is_summarized_and_told_of(folder: CampaignFolder, capsys: py
         "stability_report.json",
         "skill_impact.json",
     }
+
+
+def test_a_sketch_that_the_budget_took_is_no_fault(folder: CampaignFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    generator = np.random.default_rng(1)
+    checkpoints = {step: {"lm_head.weight": generator.standard_normal(4)} for step in range(100, 900, 100)}
+    for step, weights in checkpoints.items():
+        # Each against the first, so that what lies between two is estimated from sketches.
+        put(folder, step, weights, reference=(100, checkpoints[100]) if step > 100 else None)
+        os.utime(folder.sketch(step), (step, step))
+    budget = sum(folder.sketch(step).stat().st_size for step in range(400, 900, 100))
+    thin([folder], budget_bytes=budget, now=datetime.now(UTC))
+    assert run(["summarize", f"{HERO}/{CAMPAIGN}"]) == 0
+    assert "left out: sketches" in capsys.readouterr().out
 
 
 def test_all_campaigns_as_json(folder: CampaignFolder, capsys: pytest.CaptureFixture[str]) -> None:
