@@ -39,7 +39,7 @@ def movers(report: StabilityReport, *, most: int = MOST) -> go.Figure:
         height=max(160, BAR_PIXELS * len(shown) + 110),
         margin={"l": 8, "r": 8, "t": 74 if rest else 44, "b": 48},
         title={"text": _title(between), "x": 0, "y": 0.99, "yanchor": "top"},
-        xaxis={"title": {"text": "sum of relative L2 over all comparisons"}, "rangemode": "tozero", "fixedrange": True},
+        xaxis={"title": {"text": "sum of relative L2"}, "rangemode": "tozero", "fixedrange": True},
         yaxis={
             "type": "category",
             "categoryorder": "array",

@@ -78,7 +78,7 @@ def impact(skill: SkillFinding, *, most: int = MOST) -> go.Figure:
         margin={"l": 8, "r": 8, "t": 44, "b": 48},
         title={"text": f"{plain(skill.skill)}: {skill.intervals_used} {noun}, {SUPPORT[skill.support]}", "x": 0},
         xaxis={
-            "title": {"text": "Spearman: score's change with drift"},
+            "title": {"text": "Spearman with drift"},
             "range": [-1.05, 1.05],
             "fixedrange": True,
         },

@@ -415,6 +415,13 @@ async def test_an_empty_campaign_says_what_makes_the_first_checkpoint_arrive(tmp
         assert [trouble for trouble in tab.troubles[troubles:] if "503" not in trouble] == []
 
 
+CUT: Final = """[...document.querySelectorAll("[data-drawn] .xtitle, [data-drawn] .ytitle")].filter((title) => {
+    const [own, frame] = [title, title.closest("[data-drawn]")].map((node) => node.getBoundingClientRect());
+    return own.left < frame.left - 1 || own.right > frame.right + 1;
+}).map((title) => title.textContent)"""
+"""Titles of axes that reach out of their figure."""
+
+
 async def test_the_page_is_drawn_at_three_widths_in_both_themes(
     house: House, browser: Browser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -431,6 +438,7 @@ async def test_the_page_is_drawn_at_three_widths_in_both_themes(
                 await shown(tab)
                 await expect(tab.page.locator("#entries li").first).to_be_visible()
                 assert await tab.page.evaluate("document.documentElement.scrollWidth") == width
+                assert await tab.page.evaluate(CUT) == []
                 image = images / f"page-{width}-{theme}.png"
                 await tab.page.screenshot(path=image, full_page=True)
                 assert tab.troubles == []
