@@ -123,7 +123,9 @@ class SeenCheckpoint(Struct, frozen=True, kw_only=True):
     """The reason, where this checkpoint was a level-up."""
     model_ref: str | None = None
     job_key: JobKey | None = None
-    """The latest layer_stats job made for it."""
+    """Its layer_stats job: the one that analysed it, else the latest."""
+    fingerprint: str | None = None
+    """Of the bytes that this job was made for."""
     state: Literal["seen", "admitted", "analysed", "failed"] = "seen"
     unpinned: str | None = None
     """Why its pin was given up before its time, where it was."""

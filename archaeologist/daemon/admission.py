@@ -58,8 +58,11 @@ class Admission:
         """
         folder = CampaignFolder.of(self._settings.root_path, request.hero_id, request.campaign_id)
         job = await self._job(request, folder, request_id=request_id, received=received)
-        is_known = await self._books.jobs.get(job.job_key) is not None
-        return job if is_known else await self._within_limits(job)
+        entry = await self._books.jobs.get(job.job_key)
+        is_new = entry is None or (
+            bool(request.force) and entry.value.state in FINISHED and request_id not in entry.value.request_ids
+        )
+        return await self._within_limits(job) if is_new else job
 
     async def admit(self, job: Job, *, request_id: RequestId, force: bool = False) -> JobRecord:
         """The record of a job, new or joined by the request, with its message on the queue."""
@@ -69,17 +72,20 @@ class Admission:
             await self._mark(record)
         return record
 
-    async def repeated(self, entry: SeenCheckpoint) -> Job | None:
+    async def repeated(self, entry: SeenCheckpoint, request: AnalysisRequested) -> Job | None:
         """The job already made for an announced checkpoint; None where there is none for these bytes.
 
-        By then the policy may name another reference, which would make another job of the same announcement.
+        By then the policy may name another reference, which would make another job of the same announcement. A job
+        that somebody asked for otherwise, with its artifact elsewhere or without activations, does not stand for it.
         """
         if entry.job_key is None or entry.state not in {"admitted", "analysed"}:
             return None
         known = await self._books.jobs.get(entry.job_key)
         if known is None or not await asyncio.to_thread(self._is_unchanged, entry, known.value.job.target):
             return None
-        return known.value.job
+        options = known.value.job.options
+        is_less = request.compute_activations and not options.compute_activations
+        return None if options.output_path is not None or is_less else known.value.job
 
     async def awaited_reference(self, request: AnalysisRequested, step: int) -> SeenCheckpoint | None:
         """The announced checkpoint that this one is to be compared with and that has yet to be admitted itself."""
@@ -378,12 +384,14 @@ class Admission:
 
     async def _mark_as(self, job: Job, state: policy.Mark) -> None:
         empty = CampaignRecord(hero_id=job.hero_id, campaign_id=job.campaign_id)
-        await self._books.campaigns.change(
-            campaign_key(job.hero_id, job.campaign_id),
-            lambda record: policy.mark(
-                record or empty, job.target.step, path=job.target.path, job_key=job.job_key, state=state
-            ),
-        )
+
+        def step(record: CampaignRecord | None) -> CampaignRecord | None:
+            # Who asks for an earlier analysis of the same bytes again leaves the newest in the record.
+            if record is not None and policy.is_analysed(record, job.target):
+                return None
+            return policy.mark(record or empty, job.target, job_key=job.job_key, state=state)
+
+        await self._books.campaigns.change(campaign_key(job.hero_id, job.campaign_id), step)
 
 
 def _readable(job: Job) -> Job:

@@ -138,11 +138,7 @@ class Completion:
         state: policy.Mark = "analysed" if record.state == "done" else "failed"
         return await self._books.campaigns.change(
             campaign_key(job.hero_id, job.campaign_id),
-            lambda campaign: (
-                policy.mark(campaign, job.target.step, path=job.target.path, job_key=job.job_key, state=state)
-                if campaign
-                else None
-            ),
+            lambda campaign: policy.mark(campaign, job.target, job_key=job.job_key, state=state) if campaign else None,
         )
 
     async def _announce(self, record: JobRecord, *, is_first: bool) -> int:

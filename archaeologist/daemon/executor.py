@@ -196,7 +196,9 @@ class Executor:
         found = lifecycle.standing(
             record, owner=self._owner, token=received.sequence, now=now, limits=self._settings.jobs
         )
-        if found in {Standing.FREE, Standing.ABANDONED}:
+        if record.cancelled_by is not None and found in {Standing.FREE, Standing.ABANDONED, Standing.LOST_TOO_OFTEN}:
+            await self._withdraw(record, received)
+        elif found in {Standing.FREE, Standing.ABANDONED}:
             # A record that was adopted has forgotten what was before it.
             await self._claim(record, received, is_new=entry is not None and lifecycle.is_new(record))
         elif found is Standing.OURS:
@@ -271,6 +273,17 @@ class Executor:
             return
         # Our own name without a run: the run ended without being able to say so.
         await self._claim(record, received)
+
+    async def _withdraw(self, record: JobRecord, received: Received) -> None:
+        """Ends a job that was cancelled, and whose worker died before it heard of that."""
+        wanted = lifecycle.withdrawn(record, now=datetime.now(UTC))
+        stands = await self._books.jobs.change(record.job.job_key, lambda now: wanted if now == record else None)
+        if stands != wanted:
+            await received.nak(1.0)
+            return
+        await self._completion.settle(wanted)
+        await asyncio.to_thread(self._completion.clean, wanted.job, up_to_claim=wanted.claim)
+        await acknowledge(received, wanted, self._books)
 
     async def _give_up(self, record: JobRecord, received: Received) -> None:
         lost = record.lost_workers + 1

@@ -157,8 +157,6 @@ class Intake:
         decision = policy.decide(entry, rules)
         if not decision.is_wanted:
             return self._skipped(request_id, received, decision.reason)
-        if job := await self._admission.repeated(entry):
-            return _to_do(job, received, request_id=request_id)
         request = AnalysisRequested(
             hero_id=message.hero_id,
             campaign_id=message.campaign_id,
@@ -168,6 +166,8 @@ class Intake:
             priority="low",
             compute_activations=rules.compute_activations,
         )
+        if job := await self._admission.repeated(entry, request):
+            return _to_do(job, received, request_id=request_id)
         return await self._accept(request, request_id=request_id, received=received)
 
     async def _accept(self, request: AnalysisRequested, *, request_id: RequestId, received: Received) -> RequestRecord:

@@ -49,9 +49,9 @@ def queued(job: Job, *, request_id: RequestId, now: datetime) -> JobRecord:
 
 def joined(record: JobRecord, request_id: RequestId) -> JobRecord:
     """The record with one more request that asked for the same."""
-    if request_id in record.request_ids or len(record.request_ids) >= MAX_REQUEST_IDS:
+    if request_id in record.request_ids:
         return record
-    return replace(record, request_ids=(*record.request_ids, request_id))
+    return replace(record, request_ids=(*record.request_ids, request_id)[-MAX_REQUEST_IDS:])
 
 
 def rerun(record: JobRecord, job: Job, *, request_id: RequestId, now: datetime) -> JobRecord | None:
@@ -104,8 +104,10 @@ def alive(record: JobRecord, claim: Claim, *, now: datetime) -> JobRecord | None
 
 
 def handed_back(record: JobRecord, claim: Claim, *, now: datetime) -> JobRecord | None:
-    """The record queued again, because its worker stops or cannot run it now."""
-    return replace(record, state="queued", owner=None, queued_at=stamp(now)) if holds(record, claim) else None
+    """The record queued again, because its worker stops or cannot run it now; cancelled, if that was asked for."""
+    if not holds(record, claim):
+        return None
+    return stopped(record, claim, now=now) or replace(record, state="queued", owner=None, queued_at=stamp(now))
 
 
 def done(
@@ -171,6 +173,11 @@ def stopped(record: JobRecord, claim: Claim, *, now: datetime) -> JobRecord | No
     """A running job's record after its owner stopped it for a cancellation."""
     if not holds(record, claim) or record.cancelled_by is None:
         return None
+    return replace(record, state="cancelled", finished_at=stamp(now))
+
+
+def withdrawn(record: JobRecord, *, now: datetime) -> JobRecord:
+    """The record of a job that somebody cancelled and whose worker is gone."""
     return replace(record, state="cancelled", finished_at=stamp(now))
 
 

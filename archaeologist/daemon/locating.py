@@ -76,6 +76,9 @@ def mapped(path: str, mappings: tuple[PathMapping, ...]) -> str:
     if not matching:
         return path
     mapping = max(matching, key=lambda item: len(PurePosixPath(item.source).parts))
+    if PurePosixPath(mapping.to).is_relative_to(mapping.source) and pure.is_relative_to(mapping.to):
+        # It was rewritten already: paths are looked at by intake, admission and the worker.
+        return path
     return str(PurePosixPath(mapping.to) / pure.relative_to(mapping.source))
 
 

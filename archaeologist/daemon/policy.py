@@ -8,14 +8,17 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Final, Literal, NamedTuple
 
+import msgspec
 from msgspec.structs import replace
 
 from archaeologist.settings import BestReference, PolicySettings
-from contracts.messages import JobKey, SkillEvaluated
+from contracts.messages import JobKey, Side, SkillEvaluated
 from contracts.records import CampaignRecord, SeenCheckpoint
 
 MAX_CHECKPOINTS: Final = 1000
-"""Checkpoints kept in a campaign's record, about 300 bytes each: a record must stay below the bus's 1 MiB."""
+"""Checkpoints kept in a campaign's record, about 300 bytes each."""
+MAX_BYTES: Final = 700_000
+"""Of their entries; with many metrics fewer are kept: a record must stay below the bus's 1 MiB."""
 
 _ROUNDING: Final = 1e-9
 """A score of 0.3 counts as having reached 0.3 although 0.3 / 0.1 is 2.9999999999999996."""
@@ -47,20 +50,24 @@ class Decision(NamedTuple):
 def observe(record: CampaignRecord, seen: Observation, *, policy: PolicySettings) -> CampaignRecord:
     """The record with an announced checkpoint in it, its ordinal given and a level-up noted."""
     known = find(record, seen.step)
+    is_same = known is not None and known.path == seen.path
+    before = known if is_same and known is not None else SeenCheckpoint(step=seen.step, path=seen.path)
     is_new = known is None or known.ordinal is None or known.path != seen.path
     level_up = level_up_reason(record, seen.skills, level=seen.level, step_size=policy.level_up_step)
     entry = SeenCheckpoint(
         step=seen.step,
         path=seen.path,
         ordinal=record.announced if known is None or is_new else known.ordinal,
-        metrics=dict(seen.metrics),
+        # Announced again by whoever knows less of it: a watcher sends no metrics.
+        metrics={**before.metrics, **seen.metrics},
         skills={**(known.skills if known else {}), **seen.skills},
         skill_samples=_samples(known, seen.skills, samples=_of_scores(seen)),
-        level=seen.level,
+        level=before.level if seen.level is None else seen.level,
         level_up=(known.level_up if known else None) or level_up,
-        model_ref=seen.model_ref,
-        job_key=None if known is None or known.path != seen.path else known.job_key,
-        state="seen" if known is None or known.path != seen.path else known.state,
+        model_ref=seen.model_ref or before.model_ref,
+        job_key=before.job_key,
+        fingerprint=before.fingerprint,
+        state=before.state,
     )
     record = _with_scores(_with(record, entry), seen.skills, level=seen.level)
     return replace(record, announced=record.announced + is_new)
@@ -144,20 +151,36 @@ def find(record: CampaignRecord, step: int) -> SeenCheckpoint | None:
     return next((entry for entry in record.checkpoints if entry.step == step), None)
 
 
-def mark(record: CampaignRecord, step: int, *, path: str, job_key: JobKey, state: Mark) -> CampaignRecord:
+def mark(record: CampaignRecord, target: Side, *, job_key: JobKey, state: Mark) -> CampaignRecord:
     """The record with what became of a checkpoint's ``layer_stats`` job.
 
-    The end of a job never overwrites another one's mark, and "admitted" never undoes "analysed" of the same job.
+    The end of a job never overwrites another one's mark, and what was analysed stays so while its bytes are the same,
+    whatever becomes of further jobs of it.
     """
-    known = find(record, step)
-    if known is not None and known.job_key not in {None, job_key} and state != "admitted":
+    known = find(record, target.step)
+    was_analysed = is_analysed(record, target) or (
+        known is not None and (known.job_key, known.state) == (job_key, "analysed")
+    )
+    if was_analysed and state != "analysed":
         return record
-    if known is not None and known.job_key == job_key and state == "admitted" and known.state == "analysed":
+    if known is not None and known.job_key not in {None, job_key} and state != "admitted" and not was_analysed:
         return record
-    entry = replace(known or SeenCheckpoint(step=step, path=path), job_key=job_key, state=state)
+    path = target.path
+    entry = replace(
+        known or SeenCheckpoint(step=target.step, path=path),
+        job_key=job_key,
+        fingerprint=target.fingerprint,
+        state=state,
+    )
     # A new job has pinned it anew.
     unpinned = None if state == "admitted" else entry.unpinned
     return _with(record, replace(entry, path=entry.path or path, unpinned=unpinned))
+
+
+def is_analysed(record: CampaignRecord, target: Side) -> bool:
+    """Whether these bytes of a checkpoint were analysed."""
+    known = find(record, target.step)
+    return known is not None and known.state == "analysed" and known.fingerprint == target.fingerprint
 
 
 def unpinned(record: CampaignRecord, step: int, *, reason: str) -> CampaignRecord:
@@ -201,13 +224,19 @@ def _with(record: CampaignRecord, entry: SeenCheckpoint) -> CampaignRecord:
 
 
 def _thinned(entries: list[SeenCheckpoint], *, keep: SeenCheckpoint) -> list[SeenCheckpoint]:
-    """At most ``MAX_CHECKPOINTS``: the oldest that were never analysed go first, then the oldest."""
-    surplus = len(entries) - MAX_CHECKPOINTS
-    if surplus <= 0:
+    """As many as a record may hold: the oldest that were never analysed go first, then the oldest."""
+    if len(entries) <= MAX_CHECKPOINTS and len(msgspec.json.encode(entries)) <= MAX_BYTES:
         return entries
     order: Callable[[SeenCheckpoint], tuple[bool, int]] = lambda entry: (entry.job_key is not None, entry.step)  # noqa: E731 -- a sort key
-    gone = {entry.step for entry in sorted((e for e in entries if e is not keep), key=order)[:surplus]}
-    return [entry for entry in entries if entry.step not in gone]
+    # The last to go first, so that they are taken while there is room.
+    ranked = sorted((entry for entry in entries if entry is not keep), key=order, reverse=True)
+    kept, held = {keep.step}, len(msgspec.json.encode(keep))
+    for entry in ranked[: MAX_CHECKPOINTS - 1]:
+        held += len(msgspec.json.encode(entry)) + 1
+        if held > MAX_BYTES:
+            break
+        kept.add(entry.step)
+    return [entry for entry in entries if entry.step in kept]
 
 
 def _with_scores(record: CampaignRecord, skills: Mapping[str, float], *, level: int | None) -> CampaignRecord:

@@ -31,8 +31,8 @@ from archaeologist.daemon.summarizing import bring_up_to_date
 from archaeologist.errors import ArtifactUnwritable, QueueFull
 from archaeologist.moments import moment_or_epoch
 from archaeologist.settings import Settings
-from contracts.messages import Side
-from contracts.records import FINISHED, JobRecord
+from contracts.messages import Job, Side
+from contracts.records import FINISHED, CampaignRecord, JobRecord
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +60,7 @@ class Reconciliation:
         metrics.note_records(records)
         await self._requeue(records)
         await self._announce(records)
+        await self._mark_cancelled(records)
         folders = await asyncio.to_thread(lambda: list(campaign_folders(self._settings.root_path)))
         # Soon after the records were read: what is admitted meanwhile is spared by its pin's age.
         for folder in folders:
@@ -99,6 +100,16 @@ class Reconciliation:
             if is_overdue and record.state != "done":
                 # A done job without its event has its message on the queue, which leads somebody back to it.
                 await self._completion.settle(record)
+
+    async def _mark_cancelled(self, records: Iterable[JobRecord]) -> None:
+        """Checkpoints whose only job was cancelled while it waited: whoever cancels it may not write to campaigns."""
+        cancelled: dict[str, list[Job]] = {}
+        for record in records:
+            if record.state == "cancelled" and record.job.job_type == "layer_stats":
+                key = campaign_key(record.job.hero_id, record.job.campaign_id)
+                cancelled.setdefault(key, []).append(record.job)
+        for key, jobs in cancelled.items():
+            await self._books.campaigns.change(key, partial(_all_failed, jobs=jobs))
 
     async def _release(self, folder: CampaignFolder, records: Iterable[JobRecord]) -> None:
         keep = await self._needed(folder, records)
@@ -164,6 +175,16 @@ class Reconciliation:
             own = (record.job for record in records if _is_of(record, folder))
             sides += [job.target for job in own if job.job_key in wanted]
         return _names(sides)
+
+
+def _all_failed(campaign: CampaignRecord | None, *, jobs: Iterable[Job]) -> CampaignRecord | None:
+    """The campaign's record with these jobs' checkpoints marked; None where there is nothing to mark."""
+    marked = campaign
+    for job in jobs:
+        entry = policy.find(marked, job.target.step) if marked else None
+        if marked is not None and entry is not None and (entry.job_key, entry.state) == (job.job_key, "admitted"):
+            marked = policy.mark(marked, job.target, job_key=job.job_key, state="failed")
+    return None if marked is campaign else marked
 
 
 def _in_use(folder: CampaignFolder, records: Iterable[JobRecord]) -> list[Side]:

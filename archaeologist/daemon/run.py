@@ -250,9 +250,13 @@ class Runner:
     async def _hand_back(self, run: Run, *, delay_seconds: float, reason: EventError | None = None) -> None:
         now = datetime.now(UTC)
         await self._clean(run, up_to_claim=run.claim.number)
-        await self._books.jobs.change(
+        record = await self._books.jobs.change(
             run.key, lambda record: lifecycle.handed_back(record, run.claim, now=now) if record else None
         )
+        if record is not None and record.state == "cancelled":
+            await self._completion.settle(record)
+            await run.delivery.ack_sync()
+            return
         why = {"code": reason.code, "reason": reason.message} if reason else {}
         await log.ainfo("handed back", job_key=run.key, delay_seconds=delay_seconds, **why)
         await run.delivery.nak(delay_seconds)

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 from msgspec.structs import replace
 
-from archaeologist.daemon import reconciliation
+from archaeologist.daemon import control, reconciliation
 from archaeologist.daemon.admission import Admission
 from archaeologist.daemon.completion import Completion
 from archaeologist.daemon.reconciliation import Reconciliation
@@ -92,6 +92,17 @@ async def test_reject_refuses_what_is_new_and_still_lets_a_repeat_join(house: Ho
     joined = await admit(house, 10, request_id="again")
     assert joined.request_ids == (*first.request_ids, "again")
     assert len(await house.books.jobs.keys()) == 2
+
+
+async def test_reject_refuses_a_forced_run_of_what_has_ended_as_it_does_what_is_new(house: House) -> None:
+    limits = replace(house.settings.jobs.layer_stats, max_pending=1, when_full="reject")
+    house.settings = replace(house.settings, jobs=replace(house.settings.jobs, layer_stats=limits))
+    save(house, (10, 20))
+    ended = await admit(house, 10)
+    await control.cancel(house.bus, ended.job.job_key, by="ann")
+    await admit(house, 20)
+    with pytest.raises(QueueFull, match="1 layer_stats job"):
+        await admit(house, 10, request_id="again", force=True)
 
 
 async def test_at_the_ceiling_a_new_job_is_refused_and_never_runs_later(

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -302,6 +302,25 @@ async def test_a_running_job_is_cancelled_by_the_worker_that_runs_it(
         await house.until_queue_is_empty()
     assert event.data["by"] == "ann"
     assert left_over(house) == []
+
+
+@pytest.mark.parametrize("lost", [0, 9])
+async def test_a_job_whose_worker_died_before_it_heard_of_the_cancellation_is_cancelled_by_the_next(
+    house: House, monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    with_quick_children(monkeypatch)
+    house.save(100)
+    record = await admitted(house, 100, "r")
+    long_ago = datetime.now(UTC) - timedelta(minutes=5)
+    running = lifecycle.claimed(replace(record, lost_workers=lost), owner="gone:X", token=1, now=long_ago)
+    await house.books.jobs.change(record.job.job_key, lambda _: running)
+    asked = await control.cancel(house.bus, record.job.job_key, by="ann")
+    assert (asked.state, asked.cancelled_by) == ("running", "ann")
+    async with house.daemon():
+        event = await house.until_event(of("r", "cancelled"))
+        await house.until_queue_is_empty()
+    assert event.data["by"] == "ann"
+    assert [told.type for told in await house.log()] == ["analysis.cancelled"]
 
 
 async def test_a_stopping_daemon_hands_its_job_to_the_next_one(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest_asyncio
 from msgspec.structs import replace
 
 from archaeologist.checkpoints import pins
-from archaeologist.daemon import lifecycle, policy, reconciliation
+from archaeologist.daemon import control, lifecycle, policy, reconciliation
 from archaeologist.daemon.admission import Admission
 from archaeologist.daemon.books import campaign_key
 from archaeologist.daemon.completion import Completion
@@ -50,6 +50,48 @@ async def test_every_third_checkpoint_is_analysed_and_the_others_are_skipped_wit
     assert states[1].reason is not None
     assert "every 3" in states[1].reason
     assert sorted(path.name for path in house.folder.pins.iterdir() if "20-" in path.name) == []
+
+
+async def test_a_request_with_its_artifact_elsewhere_does_not_stand_for_the_automatic_analysis(house: House) -> None:
+    house.save(10)
+    async with house.daemon():
+        await house.request("mine", checkpoint_step=10, output_path="elsewhere", compute_activations=False)
+        await house.until_ended("mine")
+        _, automatic = await announced(house, 10)
+    assert automatic is not None
+    assert automatic.job.options.output_path is None
+    assert house.folder.layer_stats(10).is_file()
+
+
+async def test_a_checkpoint_whose_only_job_was_cancelled_is_no_reference_after_the_sweep(house: House) -> None:
+    house.save(10)
+    house.save(20)
+    async with house.daemon():
+        await announced(house, 10)
+    request = AnalysisRequested(hero_id=HeroId(HERO), campaign_id=CampaignId(CAMPAIGN), checkpoint_step=20)
+    waiting = await queue_job(Admission(house.books, house.settings), request, request_id="r")
+    await control.cancel(house.bus, waiting.job.job_key, by="ann")
+    await Reconciliation(house.books, Completion(house.bus, house.books, house.settings), house.settings).sweep()
+    entry = await house.books.campaigns.get(campaign_key(HERO, CAMPAIGN))
+    assert entry is not None
+    assert [(one.step, one.state) for one in entry.value.checkpoints] == [(10, "analysed"), (20, "failed")]
+    nearest = policy.previous(entry.value, 30)
+    assert nearest is not None
+    assert nearest.step == 10
+
+
+async def test_a_path_below_both_ends_of_a_mapping_is_rewritten_once(house: House) -> None:
+    """A container that mounts a folder of this machine under a name above it."""
+    above = str(house.folder.root.parent)
+    house.settings = replace(house.settings, paths=(PathMapping(source=above, to=str(house.folder.root)),))
+    checkpoint = house.save(10)
+    seen_there = f"{above}/{checkpoint.relative_to(house.folder.root)}"
+    async with house.daemon():
+        await house.say("checkpoint.saved", checkpoint_path=seen_there, checkpoint_step=10, request_id="s10")
+        request, job = await house.until_ended("s10")
+    assert request.state == "accepted", request.error
+    assert job is not None
+    assert (job.state, job.job.target.path) == ("done", str(checkpoint))
 
 
 async def test_an_automatic_analysis_has_the_policys_options_and_a_request_its_own(house: House) -> None:

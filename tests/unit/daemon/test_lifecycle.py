@@ -129,12 +129,27 @@ def test_an_event_is_noted_once_and_only_for_its_own_run() -> None:
     assert lifecycle.announced(told, 6, run=1) is None
 
 
-def test_a_request_joins_once_and_only_the_first_hundred_are_listed() -> None:
+def test_a_request_joins_once_and_only_the_newest_hundred_are_listed() -> None:
     record = queued()
     assert lifecycle.joined(record, REQUEST) is record
     for number in range(200):
         record = lifecycle.joined(record, RequestId(f"Q{number}"))
     assert len(record.request_ids) == lifecycle.MAX_REQUEST_IDS
+    assert record.request_ids[-1] == "Q199"
+    again = lifecycle.rerun(
+        replace(record, state="done", event_sequence=7), job(), request_id=RequestId("forced"), now=NOW
+    )
+    assert again is not None
+    assert again.request_ids[-1] == "forced"
+
+
+def test_a_job_that_was_cancelled_is_not_handed_back() -> None:
+    record, claim = running()
+    asked = lifecycle.cancelled(record, by="me", now=NOW)
+    assert asked is not None
+    back = lifecycle.handed_back(asked, claim, now=NOW)
+    assert back is not None
+    assert (back.state, back.finished_at) == ("cancelled", lifecycle.stamp(NOW))
 
 
 def test_the_notes_of_intake_come_before_the_childs_warnings_each_once() -> None:

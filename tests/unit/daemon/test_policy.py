@@ -6,7 +6,7 @@ import pytest
 from archaeologist.daemon import policy
 from archaeologist.daemon.policy import Observation
 from archaeologist.settings import BestReference, PolicySettings
-from contracts.messages import CampaignId, HeroId, JobKey, SkillEvaluated
+from contracts.messages import CampaignId, HeroId, JobKey, Side, SkillEvaluated
 from contracts.records import CampaignRecord
 
 EMPTY = CampaignRecord(hero_id="dio", campaign_id="c1")
@@ -37,10 +37,14 @@ def is_wanted(record: CampaignRecord, step: int, rules: PolicySettings = RULES) 
     return policy.decide(entry, rules).is_wanted
 
 
+def side(step: int, *, content: str = "one") -> Side:
+    return Side(path=f"/x/{step}", step=step, read_path=f"/x/{step}", fingerprint=content)
+
+
 def analysed(record: CampaignRecord, *steps: int) -> CampaignRecord:
     for step in steps:
-        record = policy.mark(record, step, path=f"/x/{step}", job_key=JobKey(f"k{step}"), state="admitted")
-        record = policy.mark(record, step, path=f"/x/{step}", job_key=JobKey(f"k{step}"), state="analysed")
+        record = policy.mark(record, side(step), job_key=JobKey(f"k{step}"), state="admitted")
+        record = policy.mark(record, side(step), job_key=JobKey(f"k{step}"), state="analysed")
     return record
 
 
@@ -149,7 +153,7 @@ def test_a_checkpoint_brings_the_sample_sizes_of_its_own_scores_only() -> None:
 
 def test_previous_is_the_nearest_lower_checkpoint_analysed_or_admitted() -> None:
     record = analysed(policy.observe(EMPTY, seen(50), policy=RULES), 100, 300)
-    record = policy.mark(record, 200, path="/x", job_key=JobKey("k200"), state="admitted")
+    record = policy.mark(record, side(200), job_key=JobKey("k200"), state="admitted")
     nearest = {step: entry.step for step in (100, 150, 250, 999) if (entry := policy.previous(record, step))}
     assert nearest == {150: 100, 250: 200, 999: 300}
 
@@ -166,24 +170,63 @@ def test_a_wanted_checkpoint_that_is_not_admitted_yet_is_awaited_as_the_referenc
     assert awaited(record) == 100  # 200 is not wanted
     assert awaited(analysed(record, 50)) == 100
     assert awaited(analysed(record, 200)) is None
-    assert awaited(policy.mark(record, 100, path="/x", job_key=JobKey("k"), state="admitted")) is None
+    assert awaited(policy.mark(record, side(100), job_key=JobKey("k"), state="admitted")) is None
     assert policy.awaited(record, 100, rules=RULES) is None
     automatic_off = PolicySettings(every=5, automatic=False)
     assert policy.awaited(record, 300, rules=automatic_off) is None
 
 
 def test_a_failed_checkpoint_is_no_reference() -> None:
-    record = policy.mark(analysed(EMPTY, 100), 200, path="/x", job_key=JobKey("k"), state="admitted")
-    record = policy.mark(record, 200, path="/x", job_key=JobKey("k"), state="failed")
+    record = policy.mark(analysed(EMPTY, 100), side(200), job_key=JobKey("k"), state="admitted")
+    record = policy.mark(record, side(200), job_key=JobKey("k"), state="failed")
     found = policy.previous(record, 300)
     assert found is not None
     assert found.step == 100
 
 
 def test_an_older_jobs_end_does_not_overwrite_a_newer_jobs_mark() -> None:
-    record = policy.mark(EMPTY, 100, path="/x", job_key=JobKey("old"), state="admitted")
-    record = policy.mark(record, 100, path="/x", job_key=JobKey("new"), state="admitted")
-    assert policy.mark(record, 100, path="/x", job_key=JobKey("old"), state="failed") == record
+    record = policy.mark(EMPTY, side(100), job_key=JobKey("old"), state="admitted")
+    record = policy.mark(record, side(100), job_key=JobKey("new"), state="admitted")
+    assert policy.mark(record, side(100), job_key=JobKey("old"), state="failed") == record
+
+
+@pytest.mark.parametrize("again", ["k200", "with other options"])
+def test_what_was_analysed_stays_so_whatever_becomes_of_another_job_of_the_same_bytes(again: str) -> None:
+    record = policy.mark(analysed(EMPTY, 100, 200), side(200), job_key=JobKey(again), state="admitted")
+    record = policy.mark(record, side(200), job_key=JobKey(again), state="failed")
+    assert record == analysed(EMPTY, 100, 200)
+
+
+def test_a_checkpoint_that_was_saved_anew_is_analysed_only_once_its_new_bytes_are() -> None:
+    anew = side(200, content="two")
+    record = policy.mark(analysed(EMPTY, 100, 200), anew, job_key=JobKey("new"), state="admitted")
+    assert [(entry.job_key, entry.state) for entry in record.checkpoints][-1] == ("new", "admitted")
+    record = policy.mark(record, anew, job_key=JobKey("new"), state="failed")
+    found = policy.previous(record, 300)
+    assert found is not None
+    assert found.step == 100
+
+
+def test_an_announcement_that_says_less_takes_nothing_away() -> None:
+    first = seen(100, metrics={"eval_loss": 1.0})._replace(level=3, model_ref="m")
+    record = policy.observe(EMPTY, first, policy=RULES)
+    again = policy.observe(record, seen(100), policy=RULES)
+    assert again == record
+    elsewhere = seen(100)._replace(path="/y/100")
+    assert policy.observe(record, elsewhere, policy=RULES).checkpoints[0].metrics == {}
+
+
+def test_with_many_metrics_a_record_keeps_fewer_checkpoints_and_stays_below_a_messages_size() -> None:
+    record = EMPTY
+    metrics: dict[str, float | None] = {f"a/metric/with/a/long/name/{number}": 1 / 3 for number in range(250)}
+    for step in range(100, 20_100, 100):
+        record = policy.observe(record, seen(step, metrics=metrics), policy=RULES)
+        record = analysed(record, step) if step in {100, 200} else record
+    assert len(msgspec.json.encode(record)) < 1_000_000
+    steps = [entry.step for entry in record.checkpoints]
+    assert steps[:2] == [100, 200]  # what was never analysed goes first
+    assert steps[-1] == 20_000
+    assert 20 < len(steps) < 200
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("min", 200), ("max", 100)])
