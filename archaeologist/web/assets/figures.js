@@ -11,7 +11,10 @@ const CONFIG = { displayModeBar: false, responsive: true, scrollZoom: false, dou
 
 const drawn = new Map();
 const unseen = new Set(); // frames that had no width when they were to be drawn
-const templates = read("/assets/themes.json");
+let templates = null;
+
+// Read once; where that failed it is tried again with the next figure.
+const themes = () => (templates ??= read("/assets/themes.json").catch((problem) => { templates = null; throw problem; }));
 
 // Drawn again where a frame crosses the width at which its layout changes, and when it comes into sight.
 const widths = new ResizeObserver((entries) => {
@@ -23,7 +26,7 @@ const widths = new ResizeObserver((entries) => {
 
 async function put(frame) {
   const { figure, more, listen } = drawn.get(frame);
-  const template = (await templates)[theme()];
+  const template = (await themes())[theme()];
   // A figure may have given way to another one meanwhile.
   if (drawn.get(frame)?.figure !== figure) return;
   unseen.delete(frame);
