@@ -50,8 +50,7 @@ class Decision(NamedTuple):
 def observe(record: CampaignRecord, seen: Observation, *, policy: PolicySettings) -> CampaignRecord:
     """The record with an announced checkpoint in it, its ordinal given and a level-up noted."""
     known = find(record, seen.step)
-    is_same = known is not None and known.path == seen.path
-    before = known if is_same and known is not None else SeenCheckpoint(step=seen.step, path=seen.path)
+    before = known if known is not None and known.path == seen.path else SeenCheckpoint(step=seen.step, path=seen.path)
     is_new = known is None or known.ordinal is None or known.path != seen.path
     level_up = level_up_reason(record, seen.skills, level=seen.level, step_size=policy.level_up_step)
     entry = SeenCheckpoint(
@@ -165,16 +164,15 @@ def mark(record: CampaignRecord, target: Side, *, job_key: JobKey, state: Mark) 
         return record
     if known is not None and known.job_key not in {None, job_key} and state != "admitted" and not was_analysed:
         return record
-    path = target.path
     entry = replace(
-        known or SeenCheckpoint(step=target.step, path=path),
+        known or SeenCheckpoint(step=target.step, path=target.path),
         job_key=job_key,
         fingerprint=target.fingerprint,
         state=state,
     )
     # A new job has pinned it anew.
     unpinned = None if state == "admitted" else entry.unpinned
-    return _with(record, replace(entry, path=entry.path or path, unpinned=unpinned))
+    return _with(record, replace(entry, path=entry.path or target.path, unpinned=unpinned))
 
 
 def is_analysed(record: CampaignRecord, target: Side) -> bool:
