@@ -97,6 +97,16 @@ def read_bounded(file: Path, limit_bytes: int) -> bytes:
         return read_at(descriptor, limit_bytes, 0)
 
 
+def entries(folder: str | os.PathLike[str]) -> "list[os.DirEntry[str]]":
+    """What a folder holds, by name. Read to its end at once: whatever the caller does with it, no listing stays open.
+
+    Raises:
+        OSError: The folder cannot be listed.
+    """
+    with os.scandir(folder) as found:
+        return sorted(found, key=lambda entry: entry.name)
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[int]:
     """A descriptor of a folder while no other process holds it locked.

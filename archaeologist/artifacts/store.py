@@ -60,7 +60,7 @@ def temporary_path(final: Path, job_key: str, claim: int) -> Path:
 def temporaries(folder: Path) -> Iterator[Temporary]:
     """The temporary files of every claim on every job."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        for name in sorted(entry.name for entry in os.scandir(folder)):
+        for name in sorted(os.listdir(folder)):  # noqa: PTH208
             if match := _TEMPORARY.fullmatch(name):
                 yield Temporary(folder / name, match["key"], int(match["claim"]))
 

@@ -33,7 +33,6 @@ CLOSE_SECONDS: Final = 5.0
 RECONNECT_WAIT_SECONDS: Final = 0.5
 RETRY_SECONDS: Final = 2.0
 RESET_SECONDS: Final = 0.1
-FLUSH_SECONDS: Final = 5
 REQUEST_SECONDS: Final = 5.0
 """How long one JetStream request may take."""
 RECENT_SECONDS: Final = 10.0
@@ -95,6 +94,17 @@ class Bus:
             msg = f"the connection to the bus at {self.shown} is {state}; is the server up?"
             raise BusUnavailable(msg)
 
+    async def flush(self, timeout_seconds: float = REQUEST_SECONDS) -> None:
+        """Returns once the server has read everything that was sent before.
+
+        Raises:
+            nats.errors.Error, OSError: It is away, or does not answer within the time.
+        """
+        # nats-py writes a ping at once, past what is still to be written: only the second one comes after that.
+        async with asyncio.timeout(timeout_seconds):
+            for _ in range(2):
+                await self.client.flush()
+
     async def close(self) -> None:
         """Flushes and closes within seconds; never raises."""
         self._is_established = False
@@ -106,7 +116,7 @@ class Bus:
     async def _flush_and_close(self) -> None:
         if self.client.is_connected:
             with contextlib.suppress(nats.errors.Error, OSError):
-                await self.client.flush(timeout=2)
+                await self.flush(timeout_seconds=2)
         await self.client.close()
 
     async def _open(self, options: dict[str, Any]) -> None:
@@ -192,7 +202,7 @@ async def publish_core(bus: Bus, subject: str, payload: bytes) -> None:
     await bus.until_connected(0)
     try:
         await bus.client.publish(subject, payload)
-        await bus.client.flush(timeout=FLUSH_SECONDS)
+        await bus.flush()
     except (nats.errors.Error, OSError) as error:
         msg = f"{subject!r} could not be published: {error}; the bus at {bus.shown} is away, try again"
         raise BusUnavailable(msg) from error

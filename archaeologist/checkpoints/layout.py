@@ -127,7 +127,7 @@ def _named(file: Path) -> Layout:
 def _distributed(found: Path, folder: Path, roots: Sequence[Path]) -> Layout:
     """Every file that the folder has, so that none that is read later leads elsewhere."""
     prefix = "" if folder == found else f"{folder.name}/"
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(DISTRIBUTED_SUFFIX))
+    names = sorted(name for name in os.listdir(folder) if name.endswith(DISTRIBUTED_SUFFIX))  # noqa: PTH208
     files = {prefix + name: inside(found, prefix + name, roots) for name in names}
     return Layout(folder=found, format="distributed", files=files, metadata=inside(found, prefix + DISTRIBUTED, roots))
 
@@ -243,7 +243,7 @@ def _is_shard_name(shard: object, suffix: str) -> bool:
 
 def _no_weights(folder: Path) -> CheckpointError:
     try:
-        names = sorted(entry.name for entry in os.scandir(folder))
+        names = sorted(os.listdir(folder))  # noqa: PTH208
     except OSError as error:
         msg = f"checkpoint {str(folder)!r} cannot be listed: {error.strerror}; give this user the right to read it"
         return CheckpointError(msg)

@@ -36,7 +36,7 @@ from archaeologist.checkpoints.layout import (
     WEIGHT_SUFFIXES,
 )
 from archaeologist.errors import CheckpointMissing, PinImpossible
-from archaeologist.files import folder_of, locked
+from archaeologist.files import entries, folder_of, locked
 from archaeologist.paths import is_under
 
 _WEIGHTS: Final = (SHARDED, TORCH_SHARDED, *(f"*{suffix}" for suffix in WEIGHT_SUFFIXES), "*.gguf")
@@ -186,14 +186,12 @@ class Ledger:
     def _add(self, pins: Path, entry: os.DirEntry[str]) -> None:
         with contextlib.suppress(FileNotFoundError):
             made_at = entry.stat(follow_symlinks=False).st_mtime
-            inodes = []
-            for file in os.scandir(entry):
-                status = file.stat(follow_symlinks=False)
-                inode = status.st_dev, status.st_ino
-                inodes.append(inode)
-                self._links[inode] += 1
-                self._files[inode] = status
-            self.holdings.append(Holding(pins, entry.name, made_at, tuple(inodes)))
+            # Counted once all of it was seen: a pin that another process removes meanwhile is left out whole.
+            files = [file.stat(follow_symlinks=False) for file in entries(entry)]
+            inodes = tuple((file.st_dev, file.st_ino) for file in files)
+            self._links.update(inodes)
+            self._files.update(zip(inodes, files, strict=True))
+            self.holdings.append(Holding(pins, entry.name, made_at, inodes))
 
     def _is_orphan(self, inode: Inode) -> bool:
         """Whether nothing but pins, some of them released by now, has the file."""
@@ -260,10 +258,10 @@ def _files(source: Path) -> Iterator[tuple[Path, str]]:
         # The other weights beside a single file belong to other checkpoints.
         folder, left_out = source.parent, (*TRAINER_FILES, *_WEIGHTS)
         yield source, SINGLE if source.suffix == SAFETENSORS else TORCH_SINGLE
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+    for entry in entries(folder):
         if entry.is_dir() and fnmatchcase(entry.name, DISTRIBUTED_FOLDERS):
             # Flat in the pin: a distributed checkpoint is one wherever it lies.
-            yield from ((Path(file.path), file.name) for file in os.scandir(entry) if file.is_file())
+            yield from ((Path(file.path), file.name) for file in entries(entry) if file.is_file())
         is_left_out = any(fnmatchcase(entry.name, pattern) for pattern in left_out)
         if not is_left_out and (entry.is_file() or entry.is_symlink()):
             yield folder / entry.name, entry.name
@@ -276,7 +274,7 @@ def _is_needed(name: str) -> bool:
 
 
 def _folders(pins: Path) -> list[os.DirEntry[str]]:
-    return sorted((entry for entry in os.scandir(pins) if entry.is_dir(follow_symlinks=False)), key=lambda e: e.name)
+    return [entry for entry in entries(pins) if entry.is_dir(follow_symlinks=False)]
 
 
 def _remove(folder: Path) -> None:

@@ -1,12 +1,13 @@
 """``python -m tests.faults.frozen``: a daemon freezes past its lease beside a second one, and wakes up.
 
 With the numbers of an installation (a lease of two minutes, three minutes frozen) unless others are given. The jobs
-that the first one runs end while it is frozen; the second one takes them over, and what is sent meanwhile. Exits with
-0 when the checker finds nothing.
+that the first one runs end while it is frozen; the second one takes them over, and what is sent meanwhile. The first
+one stays frozen until it has. Exits with 0 when the checker finds nothing.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -60,6 +61,8 @@ async def freeze(folder: Path, *, lease_seconds: float, frozen_seconds: float) -
         await second.replace()
         sent += await _request(bus, CAMPAIGNS[1])
         await asyncio.sleep(frozen_seconds)
+        with contextlib.suppress(TimeoutError):  # what was not taken over is for the caller to say
+            await until_asked(lambda: _are_taken_over(bus, FEW - 1), seconds=60)
         await first.daemon.signal(signal.SIGCONT)
         await until_quiet(bus)
         await stage.tidy()
@@ -83,6 +86,10 @@ async def _request(bus: Bus, campaign: str) -> list[Sent]:
 async def _are_running(bus: Bus, count: int) -> bool:
     records = (await Books.on(bus).jobs.all()).values()
     return sum(record.state == "running" for record in records) >= count
+
+
+async def _are_taken_over(bus: Bus, count: int) -> bool:
+    return sum(bool(record.lost_workers) for record in (await Books.on(bus).jobs.all()).values()) >= count
 
 
 if __name__ == "__main__":

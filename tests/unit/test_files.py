@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from archaeologist.files import folder_of, made, opened, read_bounded
+from archaeologist.files import entries, folder_of, made, opened, read_bounded
 
 RACES = 2000
 
@@ -107,6 +107,15 @@ def test_no_descriptor_is_left_open(place: Path) -> None:
         except OSError:
             continue
     assert len(os.listdir("/proc/self/fd")) == len(before)  # noqa: PTH208
+
+
+def test_a_listing_is_by_name_and_closed_whatever_its_reader_does(place: Path) -> None:
+    for name in ("b", "a"):
+        (place / name).touch()
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    iterator = iter(entries(place))
+    assert next(iterator).name == "a"
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
 def test_a_file_is_made_and_what_it_held_is_gone(place: Path) -> None:

@@ -83,7 +83,7 @@ async def test_all_records_are_listed_by_key_with_the_newest_value(bus: Bus, cou
         await counts.create(f"a.b/c-{number}", Count(number=number))
     await counts.change("a.b/c-7", lambda _: Count(number=1000))
     await bus.client.publish(f"$KV.{subjects.CAMPAIGN_RECORDS}.broken", b"{")
-    await bus.client.flush()
+    await bus.flush()
     found = await counts.all()
     assert found == {f"a.b/c-{number}": Count(number=1000 if number == 7 else number) for number in range(150)}
     assert sorted(await counts.keys()) == sorted([*found, "broken"])

@@ -54,7 +54,7 @@ async def readers(house: House) -> list[str]:
         names.append(msgspec.json.decode(message.data)["consumer"])
 
     await house.bus.client.subscribe(CREATED, cb=heard)
-    await house.bus.client.flush()
+    await house.bus.flush()
     return names
 
 
@@ -68,7 +68,7 @@ async def test_the_first_end_of_a_job_is_told_without_reading_the_log(
         made = await readers(house)
         await house.request("r", checkpoint_step=100)
         await house.until_ended("r")
-        await house.bus.client.flush()
+        await house.bus.flush()
     assert [name for name in made if name.startswith("reader-")] == []
 
 

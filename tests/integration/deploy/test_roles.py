@@ -388,7 +388,7 @@ async def test_a_reader_that_may_publish_nothing_hears_the_log_live(tmp_path: Pa
         ):
             heard = await reader.client.subscribe(subjects.ANALYSIS_STARTED)
             await reader.client.publish("$JS.API.INFO", b"", reply=subjects.ANALYSIS_STARTED)
-            await reader.client.flush()
+            await reader.flush()
             await worker.client.publish(subjects.ANALYSIS_STARTED, b"an event")
             assert (await heard.next_msg(timeout=10)).data == b"an event"
         assert len(guarded.violations()) == 1

@@ -12,6 +12,7 @@ from archaeologist.checkpoints.fingerprint import fingerprint
 from archaeologist.checkpoints.index import read_index
 from archaeologist.checkpoints.pins import pin, pin_name
 from archaeologist.errors import CheckpointMissing, PinImpossible
+from archaeologist.files import entries
 from tests.fixtures.checkpoints import write_checkpoint
 
 OLD = (0, 0)
@@ -243,6 +244,24 @@ def test_bytes_that_several_pins_share_are_counted_once_and_those_of_a_living_ch
     shutil.rmtree(source)
     assert pins.held_bytes(folders) == size_of(held[0])
     assert pins.held_bytes(folders[:1]) == 0, "the other campaign's pin has them as well"
+
+
+def test_a_pin_that_another_process_removes_while_it_is_counted_is_left_out_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stays, goes = orphaned(tmp_path, 1), orphaned(tmp_path, 2)
+    size = size_of(stays)
+
+    def listed(folder: os.DirEntry[str]) -> list[os.DirEntry[str]]:
+        found = entries(folder)
+        if folder.name == goes.name:
+            Path(found[-1]).unlink()
+        return found
+
+    monkeypatch.setattr("archaeologist.checkpoints.pins.entries", listed)
+    ledger = pins.Ledger([stays.parent])
+    assert [holding.name for holding in ledger.holdings] == [stays.name]
+    assert ledger.held_bytes == size
 
 
 def test_the_oldest_pins_go_until_the_rest_is_within_the_budget(tmp_path: Path) -> None:
