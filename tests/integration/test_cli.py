@@ -464,7 +464,7 @@ async def test_up_on_a_web_port_that_is_taken_names_the_option_that_changes_it(r
 async def test_a_root_without_campaigns_is_told_once(tmp_path: Path, url: str) -> None:
     async with Daemon(root=tmp_path / "typo", url=url) as daemon:
         await until(lambda: '"ready"' in daemon.log(), seconds=30)
-        await until(lambda: "no campaigns folder under the root yet" in daemon.log(), seconds=5)
+        await until(lambda: "no campaigns folder under the root yet" in daemon.log(), seconds=30)
         assert await daemon.stop() == 0
     (line,) = [line for line in daemon.log().splitlines() if "no campaigns folder" in line]
     assert str(tmp_path / "typo") in line

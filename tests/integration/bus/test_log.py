@@ -44,7 +44,7 @@ class Follower:
 
     async def end(self) -> None:
         self.stop.set()
-        await asyncio.wait_for(self.task, timeout=4)
+        await asyncio.wait_for(self.task, timeout=20)
 
 
 async def _consumers(bus: Bus) -> int:
@@ -121,12 +121,12 @@ async def test_what_is_no_event_is_left_out(bus: Bus) -> None:
 async def test_a_follower_sees_what_was_and_what_comes_without_waiting_for_a_fetch_to_end(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "FETCH_SECONDS", 2.5)
+    monkeypatch.setattr(reading, "FETCH_SECONDS", 5.0)
     await _tell(bus, 0)
     follower = Follower(bus)
     await until(lambda: follower.numbers == [0])
     await _tell(bus, 1)
-    await until(lambda: follower.numbers == [0, 1], seconds=2)
+    await until(lambda: follower.numbers == [0, 1], seconds=4)
     await follower.end()
     assert await _consumers(bus) == 0
 
@@ -182,7 +182,7 @@ async def test_a_closed_connection_ends_a_follower_with_an_error(bus: Bus) -> No
     await until(lambda: follower.numbers == [0])
     await bus.close()
     with pytest.raises(BusUnavailable):
-        await asyncio.wait_for(follower.task, timeout=5)
+        await asyncio.wait_for(follower.task, timeout=20)
 
 
 async def test_a_missing_log_is_told_with_the_remedy(bus: Bus) -> None:

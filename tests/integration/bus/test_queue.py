@@ -30,7 +30,7 @@ async def test_a_job_lies_on_the_queue_once_until_it_is_acknowledged(queue: JobQ
     assert await queue.put(_job("aa"))
     assert not await queue.put(_job("aa"))
     assert not await queue.put(replace(_job("aa"), run=2))
-    received = await queue.take("layer_stats", "normal", timeout_seconds=1)
+    received = await queue.take("layer_stats", "normal", timeout_seconds=5)
     assert received is not None
     assert received.subject == "archaeologist.jobs.layer_stats.normal.aa"
     assert not await queue.put(_job("aa")), "a running job is still on the queue"
@@ -54,7 +54,7 @@ async def test_each_priority_has_its_own_line(queue: JobQueue) -> None:
     assert backlog["layer_stats", "high"] == Backlog(waiting=2, in_flight=0)
     assert backlog["layer_stats", "normal"] == Backlog(waiting=1, in_flight=0)
     assert backlog["layer_drift", "normal"] == Backlog(waiting=0, in_flight=0)
-    received = await queue.take("layer_stats", "high", timeout_seconds=1)
+    received = await queue.take("layer_stats", "high", timeout_seconds=5)
     assert received is not None
     assert received.subject.endswith(".bb"), "first come, first served"
     assert (await queue.backlog())["layer_stats", "high"] == Backlog(waiting=1, in_flight=1)
@@ -63,7 +63,7 @@ async def test_each_priority_has_its_own_line(queue: JobQueue) -> None:
 
 async def test_a_lost_worker_s_job_goes_to_another_after_the_lease(bus: Bus, queue: JobQueue) -> None:
     await queue.put(_job("aa"))
-    assert await queue.take("layer_stats", "normal", timeout_seconds=1) is not None
+    assert await queue.take("layer_stats", "normal", timeout_seconds=5) is not None
     other = JobQueue(bus)
     assert await other.take("layer_stats", "normal", timeout_seconds=LEASE_SECONDS / 2) is None
     again = await other.take("layer_stats", "normal", timeout_seconds=5)
@@ -91,7 +91,7 @@ async def test_an_arrival_is_heard_at_once_also_after_a_kill(server: Server, bus
     arrivals: list[None] = []
     await queue.on_arrival(lambda: arrivals.append(None))
     await queue.put(_job("aa"))
-    await until(lambda: len(arrivals) == 1, seconds=1)
+    await until(lambda: len(arrivals) == 1)
     await server.restart()
     await until(lambda: bus.reconnects == 1)
     await queue.put(_job("bb"))
@@ -125,7 +125,7 @@ async def test_what_a_killed_server_forgot_is_dropped_and_nothing_else(
 ) -> None:
     for key in ("forgotten", "held", "waiting"):
         await queue.put(_job(key))
-    forgotten = await queue.take("layer_stats", "normal", timeout_seconds=1)
+    forgotten = await queue.take("layer_stats", "normal", timeout_seconds=5)
     assert forgotten is not None
     # The stream as it was before the acknowledgement, the consumer as it was after it.
     messages = tmp_path / "nats/data/jetstream/$G/streams/ARCHAEOLOGIST_JOBS/msgs"

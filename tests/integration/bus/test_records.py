@@ -149,7 +149,7 @@ async def test_a_deadline_ends_the_wait_for_a_server(server: Server, bus: Bus) -
     await server.kill()
     await until(lambda: not bus.is_connected)
     hurried = Records(bus, subjects.CAMPAIGN_RECORDS, Count, deadline_seconds=0.3)
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(20):
         with pytest.raises(BusUnavailable):
             await hurried.get(KEY)
 
@@ -158,7 +158,7 @@ async def test_a_connection_closed_for_good_ends_every_wait(bus: Bus, counts: Re
     await bus.close()
     for call in (counts.get(KEY), counts.create(KEY, Count(number=1)), counts.keys()):
         with pytest.raises(BusUnavailable, match="closed for good"):
-            await asyncio.wait_for(call, timeout=3)
+            await asyncio.wait_for(call, timeout=20)
 
 
 async def test_a_missing_bucket_is_told_with_the_remedy(bus: Bus) -> None:
@@ -166,7 +166,7 @@ async def test_a_missing_bucket_is_told_with_the_remedy(bus: Bus) -> None:
     hurried = Records(bus, subjects.CAMPAIGN_RECORDS, Count, deadline_seconds=0.2)
     for call in (hurried.get(KEY), hurried.create(KEY, Count(number=1)), hurried.keys()):
         with pytest.raises(TopologyMissing, match="bus ensure"):
-            await asyncio.wait_for(call, timeout=3)
+            await asyncio.wait_for(call, timeout=20)
 
 
 async def test_a_watcher_sees_the_present_value_and_each_later_one_through_a_kill(
