@@ -9,8 +9,9 @@ Looked at by whoever must not be early: the watcher before it announces, the dae
 theirs.
 """
 
+import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
@@ -48,6 +49,8 @@ class Look(NamedTuple):
     """Why it is not whole yet, or cannot be read at all."""
     is_sealed: bool
     """Its trainer's last file is there."""
+    touched_ns: int
+    """When a file of it was last written or put in its place, also where it was given the times of an original."""
 
 
 class Stillness:
@@ -86,26 +89,32 @@ def look(path: Path, *, allowed: Sequence[Path] = ()) -> Look:
         CheckpointMissing: It is not there (any more).
     """
     found = resolved(path)
-    marks = marks_of(found)
+    files = list(_statuses(found))
+    marks = _marks(files)
     lacking = _lacking(found, marks, allowed)
     if lacking is not None and not found.exists():
         msg = f"checkpoint {str(path)!r} went away while it was looked at; raise save_total_limit"
         raise CheckpointMissing(msg) from lacking
     # Marks taken before the headers were read: what is written meanwhile shows in the next look.
-    return Look(marks, lacking, is_sealed=_is_sealed(marks))
+    touched_ns = max((max(status.st_mtime_ns, status.st_ctime_ns) for _, status in files), default=0)
+    return Look(marks, lacking, is_sealed=_is_sealed(marks), touched_ns=touched_ns)
 
 
 def marks_of(found: Path) -> tuple[Mark, ...]:
     """The marks of a checkpoint's files, without reading any; none where it is not there."""
+    return _marks(_statuses(found))
+
+
+def _marks(files: Iterable[tuple[str, os.stat_result]]) -> tuple[Mark, ...]:
+    return tuple(sorted(Mark(name, found.st_size, found.st_mtime_ns, found.st_ino) for name, found in files))
+
+
+def _statuses(found: Path) -> Iterator[tuple[str, os.stat_result]]:
     files = _files(found) if found.is_dir() else iter([(found.name, found)])
-    marks = []
     for name, file in islice(files, MAX_FILES):
-        try:
-            status = file.stat()
-        except OSError:
-            continue  # gone, or a link that leads nowhere: reading the index says which
-        marks.append(Mark(name, status.st_size, status.st_mtime_ns, status.st_ino))
-    return tuple(sorted(marks))
+        # One that is gone, or a link that leads nowhere, is left out: reading the index says which.
+        with contextlib.suppress(OSError):
+            yield name, file.stat()
 
 
 def _lacking(found: Path, marks: Sequence[Mark], allowed: Sequence[Path]) -> CheckpointError | PathOutsideRoot | None:

@@ -97,5 +97,7 @@ class Waiting:
         seen = stillness.seconds(found.marks, now=time.monotonic())
         if not found.marks:
             return max(seen, waited)  # an empty folder says nothing about its age
+        # A file that is copied with its original's times is old as soon as it is whole, and the next may be on its way.
+        changed_ns = found.touched_ns if found.lacking else max(mark.modified_ns for mark in found.marks)
         # A clock of another machine may be ahead: then only what was seen counts.
-        return max(seen, time.time() - max(mark.modified_ns for mark in found.marks) / 1e9)
+        return max(seen, time.time() - changed_ns / 1e9)

@@ -14,7 +14,7 @@ from archaeologist.settings import ReadinessSettings
 from tests.fixtures.checkpoints import write_checkpoint
 from tests.integration.daemon.house import House, opened, with_quick_children
 
-PATIENT = ReadinessSettings(quiet_seconds=0.2, idle_seconds=20.0, wait_seconds=40.0, poll_seconds=0.1)
+PATIENT = ReadinessSettings(quiet_seconds=0.2, idle_seconds=60.0, wait_seconds=90.0, poll_seconds=0.1)
 
 
 @pytest.fixture
@@ -77,6 +77,21 @@ async def test_a_trainers_folder_waits_for_its_last_file(house: House) -> None:
         await house.until_ended("other")
         assert await is_waiting(house, "early")
         (folder / "trainer_state.json").write_text(json.dumps({"global_step": 100}))
+        request, _ = await house.until_ended("early")
+    assert request.state == "accepted"
+
+
+async def test_a_copy_with_the_times_of_the_original_is_waited_for(house: House) -> None:
+    folder, whole = half_written(house, 100)
+    for file in (*folder.iterdir(), *whole.iterdir()):
+        os.utime(file, (0, 0))
+    async with house.daemon():
+        await saved(house, "early", folder)
+        await house.request("other", checkpoint_path=str(write_checkpoint(house.folder.checkpoints / "checkpoint-7")))
+        await house.until_ended("other")
+        assert await is_waiting(house, "early")
+        for name in ("config.json", "model.safetensors", "trainer_state.json"):
+            shutil.copy2(whole / name, folder)
         request, _ = await house.until_ended("early")
     assert request.state == "accepted"
 
