@@ -152,7 +152,7 @@ class CheckpointPublisher:
             try:
                 asyncio.run(self._deliver())
             except Exception as error:  # noqa: BLE001 -- whatever it is, training goes on and a later try may succeed
-                if not has_warned:
+                if self.waiting and not has_warned:
                     log.warning("checkpoint not announced yet, trying again: %s", error)
                 has_warned = True
                 self._wait(pause)
