@@ -1,6 +1,5 @@
 """Settings of the whole test run, and what all of it shares."""
 
-import hashlib
 import logging
 import os
 import signal
@@ -11,6 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from archaeologist.api import default_cache
+from archaeologist.daemon.child import kernels_folder
+
 if TYPE_CHECKING:
     import torch
 
@@ -18,19 +20,13 @@ if TYPE_CHECKING:
 settings.register_profile("archaeologist", deadline=None)
 settings.load_profile("archaeologist")
 
-SOURCES = ("kernels.py", "kernels_lanes.py", "sketch.py", "float8.py")
-"""What compiled kernels are made of; numba itself looks at the first only."""
-
 
 def pytest_configure(config: pytest.Config) -> None:
     """The environment of all workers and of all that they start, before anybody imports numba or torch."""
-    statistics = Path(__file__).parents[1] / "archaeologist" / "statistics"
-    digest = hashlib.sha256(b"".join((statistics / name).read_bytes() for name in SOURCES)).hexdigest()
     assert config.cache is not None
     # A user's cache, kept from run to run.
-    caches = config.cache.mkdir(f"caches-{digest[:16]}")
-    os.environ["XDG_CACHE_HOME"] = str(caches)
-    os.environ["NUMBA_CACHE_DIR"] = str(caches / "archaeologist" / "numba")
+    os.environ["XDG_CACHE_HOME"] = str(config.cache.mkdir("caches"))
+    os.environ["NUMBA_CACHE_DIR"] = str(kernels_folder(default_cache()))
     # Workers share the cores, and tests' tensors are small: threads of torch would only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Who is started in the background by a shell ignores Ctrl-C, and so would every program that a test interrupts.
@@ -58,7 +54,7 @@ def _logging_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the compiled kernels, full: whoever comes first compiles for all."""
+    """The cache of the compiled kernels, full: whoever comes first compiles for all."""
     from tests.fixtures.kernels import compiled  # noqa: PLC0415 -- writing checkpoints takes torch, and many tests do not
 
     return compiled(tmp_path_factory.mktemp("kernels"))

@@ -7,6 +7,7 @@ and by ``api``; neither imports what the child imports, so a crash in compiled c
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import signal
 import sys
@@ -114,7 +115,15 @@ def child_environment(environ: Mapping[str, str], *, cache: Path) -> dict[str, s
     It reads no setting, and runs code of libraries over files that anybody may have written.
     """
     kept = {name: value for name, value in environ.items() if not name.upper().startswith(KEPT_FROM_CHILD)}
-    return {"PYTHONFAULTHANDLER": "1", **kept, "NUMBA_CACHE_DIR": str(cache)}
+    return {"PYTHONFAULTHANDLER": "1", **kept, "NUMBA_CACHE_DIR": str(kernels_folder(cache))}
+
+
+def kernels_folder(cache: Path) -> Path:
+    """Where the compiled code of just these sources lies: numba itself sees no change in what a kernel calls."""
+    digest = hashlib.sha256()
+    for file in sorted((Path(__file__).parents[1] / "statistics").glob("*.py")):
+        digest.update(file.read_bytes())
+    return cache / digest.hexdigest()[:16]
 
 
 def without_bus(environ: Mapping[str, str]) -> dict[str, str]:

@@ -1,13 +1,15 @@
 """run_child against real processes that end in every way a process can end."""
 
 import asyncio
+import shutil
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from archaeologist.daemon.child import ChildLimits, Stopped, child_environment, run_child
+from archaeologist.daemon import child
+from archaeologist.daemon.child import ChildLimits, Stopped, child_environment, kernels_folder, run_child
 from contracts.messages import (
     CampaignId,
     Excavation,
@@ -280,6 +282,19 @@ async def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
 # The environment.
 
 
+def test_compiled_code_is_kept_for_just_the_sources_that_it_was_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "archaeologist"
+    shutil.copytree(Path(child.__file__).parents[1] / "statistics", package / "statistics")
+    before = kernels_folder(tmp_path)
+    monkeypatch.setattr(child, "__file__", str(package / "daemon" / "child.py"))
+    assert kernels_folder(tmp_path) == before, "the same sources elsewhere"
+    (package / "statistics" / "kernels_lanes.py").write_bytes(b"# changed")
+    assert kernels_folder(tmp_path).parent == before.parent
+    assert kernels_folder(tmp_path) != before
+
+
 def test_the_child_gets_the_kernel_cache_and_no_credentials(tmp_path: Path) -> None:
     environ = {
         "PATH": "/bin",
@@ -291,6 +306,6 @@ def test_the_child_gets_the_kernel_cache_and_no_credentials(tmp_path: Path) -> N
     }
     assert child_environment(environ, cache=tmp_path) == {
         "PATH": "/bin",
-        "NUMBA_CACHE_DIR": str(tmp_path),
+        "NUMBA_CACHE_DIR": str(kernels_folder(tmp_path)),
         "PYTHONFAULTHANDLER": "1",
     }
