@@ -129,7 +129,7 @@ def _bad(number: int) -> Message:
     return Message(subjects.ANALYSIS_REQUESTED, body, request_id, is_valid=False, sending=request_id)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1080)
 async def test_two_hundred_messages_survive_three_server_kills_and_two_daemon_kills(
     tmp_path: Path, kernels: Path
 ) -> None:
@@ -168,7 +168,7 @@ async def _until_all_ended(bus: Bus, storm: Storm, daemon: Daemon) -> dict[str, 
     """What became of each request, once nothing is pending any more."""
     memory = Books.on(bus)
     wanted = {message.request_id for message in storm.messages}
-    async with asyncio.timeout(420):
+    async with asyncio.timeout(900):
         while True:
             assert daemon.is_running, daemon.log()[-2000:]
             requests = {key: request for key, request in (await memory.requests.all()).items() if key in wanted}
