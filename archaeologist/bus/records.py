@@ -41,6 +41,8 @@ OPERATION: Final = "KV-Operation"
 """Header of a deleted key's marker."""
 DELETION: Final = "DEL"
 EXPECTED: Final = str(api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value)
+NAMED_AT_ONCE: Final = 100_000
+"""Subjects of a stream that the server names in one answer."""
 STREAM_NOT_FOUND: Final = 10059
 WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
 
@@ -177,15 +179,30 @@ class Records(Generic[T]):
 
     async def _listed(self, *, headers_only: bool) -> dict[str, bytes]:
         """Body of each record by key."""
+        every = f"{self._prefix}>"
         found = {}
         async with reading(
-            self._bus, self._stream, subjects=[f"{self._prefix}>"], headers_only=headers_only, is_last_per_subject=True
+            self._bus, self._stream, subjects=[every], headers_only=headers_only, is_last_per_subject=True
         ) as reader:
-            while not await reader.is_at_end():
-                for message in await reader.batch():
-                    if not _is_deletion(message.headers):
-                        found[message.subject.removeprefix(self._prefix)] = message.data
-        return found
+            # What the server has pending does not tell the end: while a record is replaced, it counts one too few.
+            left = await self._subjects(every)
+            are_more = len(left) >= NAMED_AT_ONCE
+            while left or (are_more and not await reader.is_at_end()):
+                batch = await reader.batch()
+                for message in batch:
+                    found[message.subject] = message
+                left -= found.keys()
+                if left and not batch:
+                    left &= await self._subjects(every)  # others expired meanwhile
+        return {
+            subject.removeprefix(self._prefix): message.data
+            for subject, message in found.items()
+            if not _is_deletion(message.headers)
+        }
+
+    async def _subjects(self, wanted: str) -> set[str]:
+        info = await self._bus.jetstream.stream_info(self._stream, subjects_filter=wanted)
+        return set(info.state.subjects or {})
 
     async def _persistently(self, call: Callable[[], Awaitable[R]]) -> R:
         """The call's result, tried until the server answers."""

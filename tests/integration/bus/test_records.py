@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
+from archaeologist.bus import reading, records
 from archaeologist.bus.connection import Bus, connected
 from archaeologist.bus.records import Records
 from archaeologist.errors import BusUnavailable, TopologyMissing
@@ -88,6 +89,64 @@ async def test_all_records_are_listed_by_key_with_the_newest_value(bus: Bus, cou
     assert found == {f"a.b/c-{number}": Count(number=1000 if number == 7 else number) for number in range(150)}
     assert sorted(await counts.keys()) == sorted([*found, "broken"])
     assert (await bus.jetstream.stream_info(f"KV_{subjects.CAMPAIGN_RECORDS}")).state.consumer_count == 0
+
+
+@pytest.mark.parametrize("keys", [1, 7])
+async def test_a_listing_misses_no_record_that_is_replaced_meanwhile(
+    settings: Settings, bus: Bus, counts: Records[Count], keys: int
+) -> None:
+    """The server counts one message too few as pending while it replaces another."""
+    expected = {f"key-{number}" for number in range(keys)}
+    for key in expected:
+        await counts.create(key, Count(number=0))
+
+    is_over = asyncio.Event()
+
+    async def replace_all() -> None:
+        while not is_over.is_set():
+            for key in expected:
+                await counts.put(key, Count(number=1))
+
+    async with connected(settings.bus, name="lister") as other:
+        lister = Records(other, subjects.CAMPAIGN_RECORDS, Count)
+        replacing = asyncio.create_task(replace_all())
+        for _ in range(200):
+            assert (await lister.all()).keys() == expected
+        is_over.set()
+        await replacing
+
+
+async def test_keys_are_listed_also_where_the_server_does_not_name_them_all(
+    counts: Records[Count], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        await counts.create(f"key-{number}", Count(number=number))
+
+    async def named(_: str) -> set[str]:
+        return {f"$KV.{subjects.CAMPAIGN_RECORDS}.key-0"}
+
+    monkeypatch.setattr(counts, "_subjects", named)
+    monkeypatch.setattr(records, "NAMED_AT_ONCE", 1)
+    assert sorted(await counts.keys()) == [f"key-{number}" for number in range(5)]
+
+
+async def test_a_record_that_was_deleted_is_not_listed_and_one_that_expires_meanwhile_is_not_waited_for(
+    bus: Bus, counts: Records[Count], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("kept", "deleted", "expires"):
+        await counts.create(key, Count(number=1))
+    await counts.remove("deleted")
+    stream = f"KV_{subjects.CAMPAIGN_RECORDS}"
+    ask = counts._subjects
+
+    async def then_expires(wanted: str) -> set[str]:
+        found = await ask(wanted)
+        await bus.jetstream.purge_stream(stream, subject=f"$KV.{subjects.CAMPAIGN_RECORDS}.expires")
+        return found
+
+    monkeypatch.setattr(reading, "FETCH_SECONDS", 0.2)
+    monkeypatch.setattr(counts, "_subjects", then_expires)
+    assert await counts.keys() == ["kept"]
 
 
 async def test_an_empty_bucket_has_no_keys(counts: Records[Count]) -> None:
