@@ -154,7 +154,7 @@ class CheckpointPublisher:
             except Exception as error:  # noqa: BLE001 -- whatever it is, training goes on and a later try may succeed
                 if self.waiting and not has_warned:
                     log.warning("checkpoint not announced yet, trying again: %s", error)
-                has_warned = True
+                    has_warned = True
                 self._wait(pause)
                 pause = min(2 * pause, LONGEST_RETRY_SECONDS)
             else:
