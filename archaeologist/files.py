@@ -97,7 +97,7 @@ def read_bounded(file: Path, limit_bytes: int) -> bytes:
         return read_at(descriptor, limit_bytes, 0)
 
 
-def entries(folder: str | os.PathLike[str]) -> "list[os.DirEntry[str]]":
+def entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
     """What a folder holds, by name. Read to its end at once: whatever the caller does with it, no listing stays open.
 
     Raises:

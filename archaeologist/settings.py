@@ -127,7 +127,7 @@ class ReadinessSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     quiet_seconds: Annotated[float, Meta(ge=0)] = 2.0
     """A checkpoint without a trainer's last file is whole when nothing of it has changed for so long."""
     idle_seconds: Annotated[float, Meta(ge=0)] = 30.0
-    """One that is not whole is given up when nothing of it has changed for so long."""
+    """One that is not whole is given up when nothing of it has changed or arrived for so long."""
     wait_seconds: Annotated[float, Meta(ge=0)] = 600.0
     """The longest wait, from the message on."""
     poll_seconds: Annotated[float, Meta(gt=0)] = 1.0
